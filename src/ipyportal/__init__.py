@@ -1,0 +1,64 @@
+"""ipyportal runs async code from synchronous code in a live notebook.
+
+``run(x)`` means ``await x``, written where ``await`` cannot be written: in a function, a ``df.apply``, a property, a
+widget callback. In a notebook, ``%load_ext ipyportal`` first: then the notebook stays alive while a cell waits. The
+same call works in a script, in pytest, in terminal IPython::
+
+    from ipyportal import run, submit
+
+    def title(url):                  # a plain function
+        return run(fetch(url)).title
+
+    call = submit(fetch(url))        # starts it, and returns its Call at once
+    call.result()
+
+Under it lies `ipyportal.concurrency`, an engine that knows nothing of IPython.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ipyportal._version import __version__
+from ipyportal.concurrency import (
+    Call,
+    EventLoopThread,
+    Portal,
+    WorkerThread,
+    get_global_loop,
+    shield,
+)
+from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = [
+    "Call",
+    "EventLoopThread",
+    "Portal",
+    "Route",
+    "WorkerThread",
+    "__version__",
+    "get_global_loop",
+    "get_route",
+    "on_kernel_thread",
+    "run",
+    "set_route",
+    "shield",
+    "submit",
+]
+
+
+def load_ipython_extension(shell: InteractiveShell) -> None:
+    """What ``%load_ext ipyportal`` calls."""
+    from ipyportal.notebook import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: InteractiveShell) -> None:
+    """What ``%unload_ext ipyportal`` calls."""
+    from ipyportal.notebook import unload
+
+    unload(shell)

@@ -1,0 +1,215 @@
+"""The ``ipyportal`` command.
+
+``ipyportal demo`` executes a notebook in a real kernel and shows it in the terminal, cell by cell.
+The kernel is started with the interpreter that runs this program, so that what is shown is what
+this environment does, whatever environment the installed kernelspecs point at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from ipyportal._version import __version__
+
+if TYPE_CHECKING:
+    import nbclient
+    from nbformat import NotebookNode
+
+__all__ = ["main"]
+
+_DEMO_PACKAGES = ("nbclient", "nbformat", "jupyter_client", "tqdm", "httpx")
+_ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    Args:
+        arguments: what follows the program's name; ``sys.argv`` gives it when omitted.
+
+    Returns:
+        0 if all went well, 1 if a cell failed or could not be run, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: with status 2 for a wrong command line, 0 after ``--help`` and ``--version``.
+    """
+    parser = argparse.ArgumentParser(
+        prog="ipyportal",
+        description="Run async code from synchronous code in a live notebook.",
+    )
+    parser.add_argument("--version", action="version", version=f"ipyportal {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    demo = commands.add_parser(
+        "demo",
+        help="execute a notebook in a real kernel and show it here",
+        description="Execute a notebook in a real kernel, started with this Python, and show "
+        "each cell with its outputs. The exit status is 1 if a cell fails.",
+    )
+    demo.add_argument(
+        "notebook",
+        nargs="?",
+        type=Path,
+        metavar="NOTEBOOK",
+        help="a notebook file (default: the quickstart that comes with ipyportal)",
+    )
+    demo.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=120,
+        metavar="SECONDS",
+        help="how long one cell may take (default: %(default)s)",
+    )
+    demo.set_defaults(command=_demo)
+    options = parser.parse_args(arguments)
+    try:
+        status: int = options.command(options)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
+    return status
+
+
+def _seconds(text: str) -> int:
+    seconds = int(text)
+    if seconds < 1:
+        raise ValueError
+    return seconds
+
+
+def _demo(options: argparse.Namespace) -> int:
+    missing = [name for name in _DEMO_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        return _fail(
+            f"ipyportal demo needs {' and '.join(missing)}, not installed here. "
+            'Install what it needs with: pip install "ipyportal[demo]"'
+        )
+    import nbformat
+
+    path: Path = options.notebook or _quickstart()
+    try:
+        notebook = nbformat.read(path, as_version=4)
+    except Exception as error:  # noqa: BLE001 - what is no notebook makes nbformat raise anything
+        return _fail(f"{path} cannot be read as a notebook: {error}")
+    return _execute(notebook, path, options.timeout)
+
+
+def _quickstart() -> Path:
+    package = Path(__file__).resolve().parent
+    installed = package / "notebooks" / "quickstart.ipynb"
+    if installed.exists():
+        return installed
+    return package.parents[1] / "notebooks" / "quickstart.ipynb"  # an editable checkout
+
+
+def _fail(message: str) -> int:
+    print(message, file=sys.stderr)
+    return 1
+
+
+def _execute(notebook: NotebookNode, path: Path, timeout: int) -> int:
+    """Execute `notebook` up to the first cell that fails, and show every cell as it finishes."""
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    from tqdm import tqdm
+
+    begin = time.monotonic()
+    total = sum(_is_code(cell) for cell in notebook.cells)
+    done = 0
+    client = _client(notebook, path, timeout)
+    with (
+        client.setup_kernel(),
+        # disable=None: no bar unless it goes to a terminal.
+        tqdm(total=total, unit="cell", file=sys.stderr, disable=None, leave=False) as bar,
+    ):
+        for index, cell in enumerate(notebook.cells):
+            failure = None
+            try:
+                client.execute_cell(cell, index)
+            except CellExecutionError as error:
+                failure = f"{error.ename}: {error.evalue}"
+            except CellTimeoutError:
+                failure = f"it took more than {timeout} seconds"
+            except DeadKernelError:
+                failure = "the kernel died"
+            with bar.external_write_mode(file=sys.stdout):
+                _show(cell, sys.stdout)
+            if failure is not None:
+                return _fail(f"{path.name}: code cell {done + 1} of {total} failed: {failure}")
+            if _is_code(cell):
+                done += 1
+                bar.update()
+    print(f"{path.name}: {done} code cells ran in {time.monotonic() - begin:.1f} s")
+    return 0
+
+
+def _client(notebook: NotebookNode, path: Path, timeout: int) -> nbclient.NotebookClient:
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+    from nbclient import NotebookClient
+
+    launcher = [sys.executable, "-m", "ipykernel_launcher"]
+
+    class ThisInterpreter(AsyncKernelManager):
+        @property
+        def kernel_spec(self) -> KernelSpec:
+            return KernelSpec(
+                # Its own warnings would come between the cells.
+                argv=[*launcher, "-f", "{connection_file}", "--log-level=ERROR"],
+                display_name=f"Python ({sys.prefix})",
+                language="python",
+            )
+
+    return NotebookClient(
+        notebook,
+        kernel_manager_class=ThisInterpreter,
+        timeout=timeout,
+        coalesce_streams=True,  # and a progress bar's last state only
+        resources={"metadata": {"path": str(path.resolve().parent)}},
+    )
+
+
+def _is_code(cell: NotebookNode) -> bool:
+    return cell.cell_type == "code" and bool(cell.source.strip())
+
+
+def _show(cell: NotebookNode, file: TextIO) -> None:
+    """Write a cell as a terminal shows it: prose as it is, code behind a prompt, outputs below."""
+    if _is_code(cell):
+        lines = _behind_prompt(f"In [{cell.execution_count or ' '}]: ", cell.source)
+        lines += [line for output in cell.outputs for line in _output_lines(output)]
+    else:
+        lines = cell.source.strip().splitlines()
+    text = "\n".join([*lines, "", ""])
+    if not file.isatty() or "NO_COLOR" in os.environ:
+        text = _ESCAPE_SEQUENCE.sub("", text)
+    file.write(text)
+    file.flush()
+
+
+def _output_lines(output: NotebookNode) -> Iterable[str]:
+    if output.output_type == "stream":
+        return _lines(output.text)
+    if output.output_type == "error":
+        return _lines("\n".join(output.traceback))
+    text = _lines(output.data.get("text/plain", ""))
+    if output.output_type == "execute_result":
+        return _behind_prompt(f"Out[{output.execution_count}]: ", "\n".join(text))
+    return text
+
+
+def _lines(text: Any) -> list[str]:
+    # Notebook files may hold a text as a list of its lines, and executed cells as one string.
+    return (text if isinstance(text, str) else "".join(text)).splitlines()
+
+
+def _behind_prompt(prompt: str, text: str) -> list[str]:
+    first, *rest = text.splitlines() or [""]
+    indent = "...: ".rjust(len(prompt)) if prompt.startswith("In") else " " * len(prompt)
+    return [prompt + first, *(indent + line for line in rest)]

@@ -1,0 +1,92 @@
+"""ipyportal's engine: calls that travel between threads and event loops, without blocking any of them.
+
+A `Call` is a function with its arguments and its context, to be run once. A `Portal` is a place where calls run:
+a `WorkerThread`, an `EventLoopThread`, the thread of whoever waits. A `Waiter` waits for a call, and is a portal
+itself: what the call sends back runs there meanwhile.
+
+How a call travels::
+
+    main thread                                             loop thread
+    -----------                                             -----------
+    call = Call.new(fetch, url)      context captured
+    waiter = SyncWaiter(call)
+    get_global_loop().submit(call)   ── inbox, one wake-up ──>   a task runs fetch(url)
+    waiter.wait()                                                 │ needs the main thread:
+      runs ask("Password?")  <── call_soon_in_waiting_thread ─────┤   from_async.call_soon_in_waiting_thread(...)
+      its result             ─────────────────────────────────>   │   await it
+      wakes                  <───────── the call is over ─────────┘
+    call.result()
+
+`from_sync` and `from_async` do this in one line each, the first for synchronous code, the second for asynchronous::
+
+    from ipyportal.concurrency import from_async, from_sync
+
+    async def login(user):                        # runs on the loop thread
+        ask = from_async.call_soon_in_waiting_thread(lambda: input(f"Password of {user}: "))
+        return user, len(await ask)               # input() ran on the main thread, which was waiting
+
+    from_sync.wait_for_call_in_loop_thread(create_call(login, "ada"), timeout=60)
+
+Everything can be cancelled, from any thread: a call, with all that it sent back (`Call.cancel`), a block of code
+(`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits inside a task can be
+*suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
+
+The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `waiters`, `cancellation`,
+`suspension`, `api`.
+"""
+
+from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync
+from ipyportal.concurrency.calls import Call, State, current_call
+from ipyportal.concurrency.cancellation import (
+    AsyncCancelScope,
+    Cancelled,
+    CancelScope,
+    SyncCancelScope,
+    cancel_async_after,
+    cancel_async_at,
+    cancel_sync_after,
+    cancel_sync_at,
+    shield,
+)
+from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.suspension import can_suspend, suspend
+from ipyportal.concurrency.threads import (
+    EventLoopThread,
+    WorkerThread,
+    get_global_loop,
+    in_global_loop,
+    shutdown,
+    wait_for_global_loop_exit,
+)
+from ipyportal.concurrency.waiters import AsyncWaiter, SyncWaiter, Waiter
+
+__all__ = [
+    "AsyncCancelScope",
+    "AsyncWaiter",
+    "Call",
+    "CancelScope",
+    "Cancelled",
+    "EventLoopThread",
+    "Portal",
+    "State",
+    "SyncCancelScope",
+    "SyncWaiter",
+    "Waiter",
+    "WorkerThread",
+    "can_suspend",
+    "cancel_async_after",
+    "cancel_async_at",
+    "cancel_sync_after",
+    "cancel_sync_at",
+    "cast_to_call",
+    "create_call",
+    "current_call",
+    "from_async",
+    "from_sync",
+    "get_global_loop",
+    "in_global_loop",
+    "shield",
+    "shutdown",
+    "suspend",
+    "wait_for_global_loop_exit",
+]

@@ -1,0 +1,806 @@
+"""`Call`: a function with its arguments and context, to be run once, somewhere, and what became of it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import enum
+import inspect
+import queue
+import threading
+import time
+import types
+import weakref
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from ipyportal.concurrency import cancellation
+from ipyportal.concurrency.cancellation import (
+    GRACE,
+    Interrupt,
+    InterruptibleThread,
+    cancel_task,
+    check_timeout,
+    clock,
+    interruptible_thread,
+)
+from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
+from ipyportal.concurrency.suspension import can_suspend, suspend, suspendable
+
+if TYPE_CHECKING:
+    from ipyportal.concurrency.portals import Portal
+    from ipyportal.concurrency.waiters import Waiter
+
+__all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "start_on_loop"]
+
+T = TypeVar("T")
+
+
+class State(enum.Enum):
+    """Where a `Call` is in its life. The last four are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    TIMEDOUT = "timed out"
+
+
+_PENDING, _RUNNING = State.PENDING, State.RUNNING
+_FINISHED, _CANCELLED = State.FINISHED, State.CANCELLED
+
+# A weak reference: tasks that a call leaves behind keep its context, and must not keep its result.
+_current: contextvars.ContextVar[weakref.ref[Call[Any]] | None] = contextvars.ContextVar(
+    "ipyportal_current_call", default=None
+)
+
+
+def current_call() -> Call[Any] | None:
+    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls."""
+    reference = _current.get()
+    return None if reference is None else reference()
+
+
+class Call(Generic[T]):
+    """A function to be run once, with its arguments, and its result.
+
+    Make one with `Call.new`, give it to a `Portal` or run it here with `run()`. ``fn`` may be synchronous,
+    asynchronous, or a synchronous function that returns an awaitable, which is then awaited where the call runs.
+    It runs in a copy of the context (`contextvars`) that was current when the call was made. When it is over,
+    the function, its arguments and the context are dropped; the engine keeps no reference to the call.
+
+    All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
+    call's exception: they reach whoever takes the result and do not end the thread that ran it.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_context",
+        "_deadline",
+        "_ending",
+        "_future",
+        "_interrupt",
+        "_lock",
+        "_name",
+        "_parent",
+        "_portal",
+        "_state",
+        "_task",
+        "_thread",
+        "_timeout",
+        "_traceback",
+        "_value",
+        "_waiter",
+        "args",
+        "fn",
+        "kwargs",
+    )
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        if not callable(fn):
+            raise TypeError(
+                f"a call needs a function, not {type(fn).__name__}; an awaitable can be given to ipyportal.run()"
+            )
+        self.fn: Callable[..., Any] | None = fn
+        self.args: tuple[Any, ...] | None = args
+        self.kwargs: dict[str, Any] | None = kwargs
+        self._context: contextvars.Context | None = contextvars.copy_context()
+        self._parent = _current.get()
+        # Reentrant: a signal handler may cancel the very call whose state its thread is changing.
+        self._lock = threading.RLock()
+        self._state = _PENDING
+        self._value: Any = None
+        self._traceback: types.TracebackType | None = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
+        self._timeout: float | None = None
+        self._deadline: float | None = None
+        self._ending: State | None = None
+        self._interrupt = Interrupt.NONE
+        self._thread: InterruptibleThread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._portal: Portal | None = None
+        self._waiter: Waiter[Any] | None = None
+        self._future: _CallFuture[T] | None = None
+        self._name: str | None = None
+
+    @overload
+    @classmethod
+    def new(cls, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    @overload
+    @classmethod
+    def new(cls, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    @overload
+    @classmethod
+    def new(cls, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    @classmethod
+    def new(cls, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
+        """A call of ``fn(*args, **kwargs)`` that has not begun. It captures the current context.
+
+        Raises:
+            TypeError: `fn` is not callable.
+        """
+        return cls(fn, args, kwargs or None)
+
+    # --- what it is ----------------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The function's qualified name, or what it was set to."""
+        if self._name is None:
+            self._name = _name_of(self.fn)
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    @property
+    def portal(self) -> Portal | None:
+        """Where the call was submitted."""
+        return self._portal
+
+    @property
+    def deadline(self) -> float | None:
+        """The time of `time.monotonic()` at which the call times out, in seconds, or None."""
+        return self._deadline
+
+    def __repr__(self) -> str:
+        where = "" if self._portal is None else f" on {self._portal.name}"
+        return f"<Call {self.name} {self._state.value}{where}>"
+
+    def done(self) -> bool:
+        """True if the call is over, however it ended."""
+        return self._state is not _PENDING and self._state is not _RUNNING
+
+    def running(self) -> bool:
+        return self._state is _RUNNING
+
+    def cancelled(self) -> bool:
+        """True if the call ended by being cancelled. One that was asked to and went on is not."""
+        return self._state is _CANCELLED
+
+    def timedout(self) -> bool:
+        """True if the call's own deadline ended it."""
+        return self._state is State.TIMEDOUT
+
+    # --- what is asked of it -------------------------------------------------------------------------------------
+
+    def set_timeout(self, timeout: float | None) -> None:
+        """Give the call `timeout` seconds from now to be over, waiting in queues included; then it is cancelled.
+
+        One deadline covers a function and the awaitable that it returns. Of several, the earliest holds.
+
+        Raises:
+            TypeError, ValueError: `timeout` is not a number, or is negative.
+            RuntimeError: The call has begun.
+        """
+        timeout = check_timeout(timeout)
+        if timeout is None:
+            return
+        with self._lock:
+            if self._state is not _PENDING:
+                raise RuntimeError(f"{self!r} has begun: set its time-out before it is submitted")
+            deadline = time.monotonic() + timeout
+            if self._deadline is None or deadline < self._deadline:
+                self._timeout, self._deadline = timeout, deadline
+
+    def cancel(self) -> bool:
+        """Ask the call to end. False if it is over already.
+
+        One that has not begun is cancelled at once. One that runs gets `asyncio.CancelledError` raised in it (see
+        `ipyportal.concurrency.cancellation` for where), and with it all that it sent back to the thread that waits
+        for it. It is over when its clean-up is.
+        """
+        return self._end(_CANCELLED)
+
+    def _end(self, why: State) -> bool:
+        """Ask the call to end because it is cancelled or its time is over."""
+        with self._lock:
+            if self.done():
+                return False
+            if self._ending is not None:
+                return True
+            self._ending = why
+            begun = self._state is _RUNNING
+            thread, task, waiter = self._thread, self._task, self._waiter
+        if not begun:
+            return self._finish(why, None)
+        told_thread = thread is not None and thread.request(self)
+        if not told_thread and task is not None:
+            self._interrupt = Interrupt.SENT
+            try:
+                task.get_loop().call_soon_threadsafe(self._cancel_task, task)
+            except RuntimeError:
+                pass  # the loop is closed: the call is over, or nothing can end it but what follows
+        if waiter is not None:
+            waiter._cancel_sent_back()
+        # Who waits is released if the code is where no request can reach it: blocked in C, or in a blocked loop.
+        clock.call_at(time.monotonic() + GRACE, self._abandon)
+        return True
+
+    def _cancel_task(self, task: asyncio.Task[None]) -> None:
+        if not self.done():
+            self._interrupt = Interrupt.NOTICED
+            cancel_task(task)
+
+    def _abandon(self) -> None:
+        """End the call for those who wait for it, if its code has not noticed that it shall end."""
+        with self._lock:
+            if self.done() or self._interrupt is not Interrupt.SENT or self._ending is None:
+                return
+            ending = self._ending
+        where = "its thread" if self._portal is None else self._portal.name
+        self._finish(
+            ending,
+            f"{self.name} {ending.value} and could not be interrupted: {where} is blocked; "
+            f"what runs there goes on until it returns, and its result will be dropped",
+        )
+
+    # --- running it ----------------------------------------------------------------------------------------------
+
+    def _begin(self, thread: InterruptibleThread | None, task: asyncio.Task[None] | None) -> bool:
+        """From pending to running. False if the call was cancelled, or its deadline passed, before."""
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self._end(State.TIMEDOUT)
+        with self._lock:
+            if self._state is not _PENDING or self._ending is not None:
+                return False
+            self._state = _RUNNING
+            self._thread = thread
+            self._task = task
+        return True
+
+    def _invoke(self) -> Any:
+        """Call the function. In the call's context."""
+        _current.set(weakref.ref(self))
+        fn, args, kwargs = self.fn, self.args, self.kwargs
+        assert fn is not None
+        assert args is not None
+        if kwargs is None:
+            return fn(*args)
+        return fn(*args, **kwargs)
+
+    def run(self) -> Coroutine[Any, Any, None] | None:
+        """Run the call here and now; what comes of it is the call's result, and nothing is raised.
+
+        Returns None, or, where a loop runs in this thread and ``fn`` turns out to be asynchronous, a coroutine that
+        runs the rest: await it. In a thread without a running loop an asynchronous ``fn`` runs in a loop of its
+        own, as in `asyncio.run`.
+
+        Raises:
+            RuntimeError: The call has begun before.
+        """
+        thread = interruptible_thread()
+        if not self._begin(thread, None):
+            if self._ending is None:
+                raise RuntimeError(f"{self!r} has begun before; a call runs once")
+            return None
+        context = self._context
+        assert context is not None
+        timer = None
+        if self._deadline is not None:
+            timer = clock.call_at(self._deadline, self._time_out)
+        thread.enter(self)
+        try:
+            try:
+                if self._ending is not None:
+                    thread.request(self)  # cancelled since it began, when this thread could not be told yet
+                result = context.run(self._invoke)
+            finally:
+                thread.leave(self)
+        except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
+            self._fail(exc)
+        else:
+            if not inspect.isawaitable(result):
+                self._finish(_FINISHED, result)
+            elif asyncio._get_running_loop() is not None:
+                return CallCoroutine(self, awaitable=result)
+            else:
+                with asyncio.Runner() as runner:
+                    runner.run(CallCoroutine(self, awaitable=result), context=context)
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return None
+
+    def __call__(self) -> T | Awaitable[T]:
+        """Run the call here and give its result; where `run` returns a coroutine, one that gives the result."""
+        rest = self.run()
+        if rest is None:
+            return self.result()
+
+        async def run_rest() -> T:
+            await rest
+            return await self
+
+        return run_rest()
+
+    def _time_out(self) -> None:
+        self._end(State.TIMEDOUT)
+
+    def _fail(self, exc: BaseException) -> None:
+        """End the call with what its code raised."""
+        if (traceback := exc.__traceback__) is not None:
+            # Without the frame that caught it: it is ours, and its locals would keep the call alive.
+            traceback = traceback.tb_next
+            while traceback is not None and traceback.tb_frame.f_code is _INVOKE_CODE:
+                traceback = traceback.tb_next
+            exc.__traceback__ = traceback
+        if isinstance(exc, asyncio.CancelledError):
+            if self._ending is State.TIMEDOUT:
+                self._finish(State.TIMEDOUT, exc)
+            else:
+                self._finish(_CANCELLED, exc)
+        else:
+            self._finish(State.FAILED, exc)
+
+    def _finish(self, state: State, value: Any) -> bool:
+        """To a final state, once. False if the call was over, which happens to one that was abandoned."""
+        with self._lock:
+            if self._state is not _PENDING and self._state is not _RUNNING:
+                return False
+            if state is not _FINISHED:
+                value = self._as_exception(state, value)
+                self._traceback = value.__traceback__
+            if self._name is None:
+                self._name = _name_of(self.fn)
+            self._value = value
+            self._state = state
+            callbacks, self._callbacks = self._callbacks, None
+            future = self._future
+            self.fn = self.args = self.kwargs = self._context = None
+            self._thread = self._task = self._waiter = None
+        del value  # the callbacks may run for long
+        if future is not None:
+            future._settle(self)
+        if callbacks is not None:
+            for callback in callbacks:
+                callback(self)
+        return True
+
+    def _as_exception(self, state: State, value: Any) -> BaseException:
+        if state is State.FAILED:
+            assert isinstance(value, BaseException)
+            return value
+        cause = value if isinstance(value, BaseException) else None
+        text = value if isinstance(value, str) else None
+        exc: BaseException
+        if state is State.TIMEDOUT:
+            exc = TimeoutError(text or f"{self.name} timed out after {self._timeout:g} s")
+        else:
+            exc = concurrent.futures.CancelledError(text or f"{self.name} was cancelled")
+        exc.__cause__ = cause
+        return exc
+
+    # --- waiting for it ------------------------------------------------------------------------------------------
+
+    def add_done_callback(self, fn: Callable[[Call[T]], object]) -> None:
+        """Call ``fn(call)`` when the call is over, in the thread that ends it; now, if it is over.
+
+        What `fn` raises is reported through `sys.unraisablehook`; other callbacks still run.
+        """
+
+        def callback(call: Call[T]) -> None:
+            try:
+                fn(call)
+            except Exception as exc:  # noqa: BLE001 - reported
+                cancellation._report(exc, f"a done callback of {call!r} failed")
+
+        self._when_done(callback)
+
+    def _when_done(self, callback: Callable[[Call[T]], object]) -> None:
+        """Like `add_done_callback`, for the engine's own callbacks, which do not raise."""
+        with self._lock:
+            if not self.done():
+                if self._callbacks is None:
+                    self._callbacks = [callback]
+                else:
+                    self._callbacks.append(callback)
+                return
+        callback(self)
+
+    def _not_when_done(self, callback: Callable[[Call[T]], object]) -> None:
+        with self._lock:
+            if self._callbacks is not None and callback in self._callbacks:
+                self._callbacks.remove(callback)
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the call to be over and give its result. From any thread but that of the loop it runs on.
+
+        Args:
+            timeout: Seconds to wait; None to wait as long as it takes. The call goes on when they are over.
+
+        Raises:
+            TimeoutError: The call timed out (then `timedout()` is true), or the wait did.
+            concurrent.futures.CancelledError: The call was cancelled.
+            RuntimeError: The wait could never end, because this thread is the one that must run the call.
+            BaseException: What the call raised.
+        """
+        __tracebackhide__ = True
+        if self._state is _PENDING or self._state is _RUNNING:
+            self._wait(timeout)
+        return self._take()
+
+    def _take(self) -> T:
+        __tracebackhide__ = True
+        if self._state is _FINISHED:
+            return cast(T, self._value)
+        try:
+            # Each time from the traceback it came with: taken twice, it does not grow.
+            raise self._value.with_traceback(self._traceback)
+        finally:
+            self = None  # type: ignore[assignment]  # the traceback refers to this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the call to be over and give what it raised, or None. As `result` in all else."""
+        if not self.done():
+            self._wait(timeout)
+        if self._state is _FINISHED:
+            return None
+        if self._state is _CANCELLED:
+            self._take()
+        return cast(BaseException, self._value)
+
+    def _wait(self, timeout: float | None) -> None:
+        timeout = check_timeout(timeout)
+        if can_suspend():
+            suspend(self._wait_suspended(timeout))
+            return
+        if self._portal is not None:
+            self._portal._check_wait(self)
+        inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        until = None if timeout is None else time.monotonic() + timeout
+        self._when_done(inbox.put)
+        try:
+            while not self.done():
+                limit = until
+                if self._deadline is not None and self._ending is None:
+                    limit = self._deadline if until is None else min(self._deadline, until)
+                try:
+                    cancellation.get(inbox, None if limit is None else limit - time.monotonic())
+                except queue.Empty:
+                    now = time.monotonic()
+                    if until is not None and now >= until and not self.done():
+                        raise self._not_done_after(timeout) from None
+                    if self._deadline is not None and now >= self._deadline:
+                        self._end(State.TIMEDOUT)
+        finally:
+            self._not_when_done(inbox.put)
+
+    async def _wait_suspended(self, timeout: float | None) -> None:
+        over = asyncio.ensure_future(_over(self))
+        try:
+            await asyncio.wait([over], timeout=timeout)
+            if not self.done():
+                raise self._not_done_after(timeout)
+        finally:
+            over.cancel()
+
+    def _not_done_after(self, timeout: float | None) -> TimeoutError:
+        return TimeoutError(
+            f"{self.name} is not done after {timeout:g} s; it goes on. A time-out of the call itself would end it"
+        )
+
+    async def aresult(self) -> T:
+        """Wait for the call to be over and give its result, in any loop; the same as ``await call``.
+
+        Cancelling the task that awaits it cancels the call, and waits for the call's clean-up.
+
+        Raises:
+            TimeoutError: The call timed out.
+            asyncio.CancelledError: The call was cancelled.
+            BaseException: What the call raised.
+        """
+        __tracebackhide__ = True
+        return await self
+
+    def __await__(self) -> Generator[Any, None, T]:
+        __tracebackhide__ = True
+        if not self.done():
+            awaited = Awaited(self)
+            try:
+                yield from awaited
+            finally:
+                awaited.release()
+            if awaited.asked_to_cancel and self._state is not _CANCELLED:
+                # It ended by itself just before it noticed. Who was cancelled is told so all the same; the result
+                # stays with the call.
+                raise asyncio.CancelledError
+        if self._state is _CANCELLED:
+            raise asyncio.CancelledError(*self._value.args) from self._value.__cause__
+        return self._take()
+
+    @property
+    def future(self) -> concurrent.futures.Future[T]:
+        """The call as a `concurrent.futures.Future`, for `concurrent.futures.wait`, `asyncio.wrap_future` and others.
+
+        Its ``cancel`` is the call's. Always the same object for the same call.
+        """
+        if self._future is None:
+            with self._lock:
+                if self._future is None:
+                    self._future = _CallFuture(self)
+                    if self.done():
+                        self._future._settle(self)
+        return self._future
+
+
+_INVOKE_CODE = Call._invoke.__code__
+
+
+def _name_of(fn: Any) -> str:
+    while isinstance(getattr(fn, "func", None), types.FunctionType):  # functools.partial
+        fn = fn.func
+    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
+    return str(name or type(fn).__qualname__).replace("<locals>.", "")
+
+
+class _CallFuture(concurrent.futures.Future[T]):
+    """A call in the form that the standard library's functions take.
+
+    It stays pending until the call is over: a Future that says it runs refuses to be cancelled, and a call does not.
+    """
+
+    def __init__(self, call: Call[T]) -> None:
+        super().__init__()
+        self._call: Call[T] | None = call
+
+    def cancel(self) -> bool:
+        call = self._call
+        return super().cancel() if call is None else call.cancel()
+
+    def running(self) -> bool:
+        call = self._call
+        return call is not None and call.running()
+
+    def _settle(self, call: Call[T]) -> None:
+        self._call = None
+        if call._state is _FINISHED:
+            self.set_result(call._value)
+        elif call._state is _CANCELLED:
+            super().cancel()
+            self.set_running_or_notify_cancel()  # tells concurrent.futures.wait
+        else:
+            self.set_exception(call._value)
+
+
+class Awaited(asyncio.Future[None]):
+    """What a task awaits for a call: done when the call is. The `owner` of the call cancels it when cancelled."""
+
+    def __init__(self, call: Call[Any], *, owner: bool = True) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop=loop)
+        self._call = call
+        self._owner = owner
+        self.asked_to_cancel = False
+        self._ident = threading.get_ident()
+        self._timer: asyncio.TimerHandle | None = None
+        if call._deadline is not None:
+            # Also a call that waits in the queue of a blocked loop times out.
+            delay = call._deadline - time.monotonic()
+            self._timer = loop.call_later(max(0.0, delay), call._time_out)
+        call._when_done(self._wake)
+
+    def _wake(self, call: Call[Any]) -> None:
+        if threading.get_ident() == self._ident:
+            self._settle()
+        else:
+            try:
+                self.get_loop().call_soon_threadsafe(self._settle)
+            except RuntimeError:
+                pass  # the loop is closed: nobody waits any more
+
+    def _settle(self) -> None:
+        if not self.done():
+            self.set_result(None)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if not self._owner:
+            return super().cancel(msg)
+        # Not cancelled itself: the task goes on when the call's clean-up has run.
+        if self.done() or not self._call.cancel():
+            return False
+        self.asked_to_cancel = True
+        return True
+
+    def release(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._call._not_when_done(self._wake)
+        if not self.done():
+            super().cancel()
+
+
+async def _over(call: Call[Any]) -> None:
+    """Wait for the call to be over, without cancelling it when the wait is cancelled."""
+    awaited = Awaited(call, owner=False)
+    try:
+        await awaited
+    finally:
+        awaited.release()
+
+
+class CallCoroutine(CoroutineWrapper[None]):
+    """What a task runs for a call: its function, then the awaitable that it returned.
+
+    A task that is cancelled before its first step still ends the call, and the call is over within the very step
+    that ends it. It raises nothing: the task always ends well.
+    """
+
+    __slots__ = ("_call", "_running", "_task", "_timer")
+
+    def __init__(
+        self,
+        call: Call[Any],
+        running: set[asyncio.Task[None]] | None = None,
+        *,
+        awaitable: Awaitable[Any] | None = None,
+    ) -> None:
+        self._call: Call[Any] | None = call
+        self._inner: Coroutine[Any, Any, Any] | None = None
+        self._running = running
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        if awaitable is not None:  # the call has begun: `Call.run` called the function
+            self._inner = _as_coroutine(awaitable)
+
+    def send(self, value: Any) -> Any:
+        inner = self._inner
+        if inner is None or self._task is None:
+            inner = self._start()
+            if inner is None:
+                self._over()
+                raise StopIteration
+        try:
+            return inner.send(value)
+        except StopIteration as stop:
+            call = self._call
+            assert call is not None
+            call._finish(_FINISHED, stop.value)
+        except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
+            call = self._call
+            assert call is not None
+            call._fail(exc)
+        del call, inner
+        self._over()
+        raise StopIteration
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        exc = as_exception(typ, val, tb)
+        call, inner = self._call, self._inner
+        assert call is not None
+        if inner is None:
+            call._end(_CANCELLED)
+            self._over()
+            raise StopIteration
+        if self._task is None:
+            self._adopt(call)
+        try:
+            return inner.throw(exc)
+        except StopIteration as stop:
+            call._finish(_FINISHED, stop.value)
+        except BaseException as error:  # noqa: BLE001
+            call._fail(error)
+        del call, inner, exc, typ, val, tb
+        self._over()
+        raise StopIteration
+
+    def close(self) -> None:
+        inner, call = self._inner, self._call
+        if inner is not None:
+            inner.close()
+        if call is not None:
+            call._end(_CANCELLED)
+            call._finish(_CANCELLED, None)
+        self._over()
+
+    def _adopt(self, call: Call[Any]) -> asyncio.Task[None] | None:
+        self._task = task = asyncio.current_task()
+        if call._deadline is not None and task is not None:
+            delay = call._deadline - time.monotonic()
+            self._timer = task.get_loop().call_later(max(0.0, delay), call._time_out)
+        return task
+
+    def _start(self) -> Coroutine[Any, Any, Any] | None:
+        """The first step: run the function. Gives what is left to be awaited, or None if the call is over."""
+        call = self._call
+        assert call is not None
+        task = self._adopt(call)
+        if self._inner is not None:  # begun by `Call.run`
+            with call._lock:
+                call._task = task
+            self._hand_over(call)
+            return self._inner
+        fn = call.fn
+        if type(fn) is types.FunctionType and fn.__code__.co_flags & inspect.CO_COROUTINE:
+            # No code runs now that would need to be interrupted.
+            if not call._begin(None, task):
+                return None
+            try:
+                self._inner = call._invoke()
+            except BaseException as exc:  # noqa: BLE001 - wrong arguments
+                call._fail(exc)
+            return self._inner
+        thread = interruptible_thread()
+        if not call._begin(thread, task):
+            return None
+        thread.enter(call)
+        try:
+            try:
+                result = call._invoke()
+            finally:
+                thread.leave(call)
+        except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
+            call._fail(exc)
+            return None
+        if not inspect.isawaitable(result):
+            call._finish(_FINISHED, result)
+            return None
+        self._inner = _as_coroutine(result)
+        self._hand_over(call)
+        return self._inner
+
+    def _hand_over(self, call: Call[Any]) -> None:
+        """What the synchronous part was asked and did not notice any more, the asynchronous part is asked."""
+        if call._ending is not None and call._interrupt is not Interrupt.NOTICED:
+            call._interrupt = Interrupt.NOTICED
+            if self._task is not None:
+                cancel_task(self._task)
+
+    def _over(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._running is not None and self._task is not None:
+            self._running.discard(self._task)
+        self._call = self._inner = self._task = self._timer = None
+
+
+def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
+    if isinstance(awaitable, types.CoroutineType):
+        return awaitable
+
+    async def await_it() -> Any:
+        return await awaitable
+
+    return await_it()
+
+
+def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set[asyncio.Task[None]]) -> None:
+    """Run `call` in a task of `loop`, in the loop's thread. The task is kept in `running` until it ends."""
+    context = call._context
+    if context is None:
+        return  # cancelled while it was queued
+    coroutine = suspendable(CallCoroutine(call, running))
+    running.add(loop.create_task(coroutine, context=context))

@@ -1,0 +1,708 @@
+"""Deadlines, cancel scopes and shields, for synchronous and asynchronous code.
+
+Cancelling is a *request*: it raises `asyncio.CancelledError` once, where the code is, and the code cleans up in
+its own ``finally``. Asynchronous code gets it from its task. Synchronous code gets it from its thread:
+
+- in one of the engine's own waits, at once (the wait is woken);
+- on the main thread of a POSIX system, at once also inside ``time.sleep`` and other system calls: a ``SIGURG`` is
+  sent to the thread. Its default action is to be ignored, so one that comes late harms nobody, and no ``SIGALRM``,
+  timer or ``SIGINT`` handler of the user is touched;
+- in any other thread, at its next bytecode (``PyThreadState_SetAsyncExc``). A thread that is blocked in C cannot be
+  interrupted; who waits for it is released after `GRACE` seconds, while the thread goes on until it returns from C.
+
+On Windows, where a thread cannot be sent a signal, the main thread is treated as any other thread.
+
+Deadlines are times of `time.monotonic()`, in seconds. Those of asynchronous code are timers of its loop. Those of
+synchronous code are kept by one clock thread for the whole process, started when the first is set; no deadline ever
+starts a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import heapq
+import itertools
+import math
+import queue
+import signal
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "GRACE",
+    "AsyncCancelScope",
+    "CancelScope",
+    "Cancelled",
+    "SyncCancelScope",
+    "cancel_async_after",
+    "cancel_async_at",
+    "cancel_sync_after",
+    "cancel_sync_at",
+    "check_timeout",
+    "shield",
+]
+
+T = TypeVar("T")
+
+GRACE = 0.5
+"""Seconds that code which was cancelled has to notice it, before who waits for it is released. Code that noticed
+and is cleaning up is waited for as long as it takes."""
+
+_WAKE_SIGNAL: int | None = getattr(signal, "SIGURG", None) if hasattr(signal, "pthread_kill") else None
+
+
+def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
+    """`timeout` in seconds as a deadline's distance, or None for none; raises on what cannot be one.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative or not a number of seconds (NaN).
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        try:
+            timeout = float(timeout.__float__())  # numpy scalars, Fraction, Decimal
+        except (AttributeError, TypeError, ValueError):
+            raise TypeError(f"{what} must be a number of seconds or None, not {type(timeout).__name__}") from None
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"{what} must be 0 or more seconds, not {timeout!r}")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+class Cancelled(asyncio.CancelledError):
+    """What cancelling raises in synchronous code. Do not catch it without raising it again."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        # CPython builds the exception in the thread that it was sent to, when it arrives there: the one moment at
+        # which the sender can be told that the code has noticed.
+        if (thread := _local.interruptible) is not None:
+            thread.acknowledge()
+
+
+# --- the clock -------------------------------------------------------------------------------------------------------
+
+
+class Timer:
+    """A function that the clock thread will call; `cancel` may be called from any thread."""
+
+    __slots__ = ("_clock", "_fn")
+
+    def __init__(self, clock: Clock, fn: Callable[[], object]) -> None:
+        self._clock = clock
+        self._fn: Callable[[], object] | None = fn
+
+    def cancel(self) -> None:
+        if self._fn is not None:
+            self._fn = None
+            self._clock.forget()
+
+
+class Clock:
+    """One thread that calls functions at their times. They are the engine's own, short, and never user code."""
+
+    _COMPACT_FROM = 256
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        # Reentrant, because a signal handler on the thread that holds it may cancel a call, and so a timer.
+        self._changed = threading.Condition(threading.RLock())
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._dead = 0
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+
+    def call_at(self, when: float, fn: Callable[[], object]) -> Timer:
+        timer = Timer(self, fn)
+        with self._changed:
+            heapq.heappush(self._heap, (when, next(self._order), timer))
+            if self._thread is None:
+                self._stopping = False
+                self._thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
+                self._thread.start()
+            elif self._heap[0][2] is timer:  # only an earliest deadline needs to wake the clock
+                self._changed.notify()
+        return timer
+
+    def forget(self) -> None:
+        """A timer was cancelled. Cancelled timers stay until half of the heap is made of them."""
+        with self._changed:
+            self._dead += 1
+            if self._dead > self._COMPACT_FROM and self._dead * 2 > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[2]._fn is not None]
+                heapq.heapify(self._heap)
+                self._dead = 0
+
+    def _main(self) -> None:
+        while (timer := self._next()) is not None:
+            fn, timer._fn = timer._fn, None
+            if fn is not None:
+                try:
+                    fn()
+                except Exception as exc:  # noqa: BLE001 - a bug of the engine: say so, and keep the other deadlines
+                    _report(exc, "a deadline's function failed")
+            del fn, timer
+
+    def _next(self) -> Timer | None:
+        with self._changed:
+            while not self._stopping:
+                if not self._heap:
+                    self._changed.wait()
+                    continue
+                when, _, timer = self._heap[0]
+                delay = when - time.monotonic()
+                if timer._fn is None:
+                    self._dead -= 1
+                elif delay > 0:
+                    self._changed.wait(min(delay, threading.TIMEOUT_MAX))
+                    continue
+                heapq.heappop(self._heap)
+                if timer._fn is not None:
+                    return timer
+            return None
+
+    def stop(self) -> None:
+        """End the thread and drop all deadlines. The next one starts it anew."""
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._stopping = True
+            self._heap.clear()
+            self._dead = 0
+            self._changed.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+def _report(exc: BaseException, what: str) -> None:
+    """Say through `sys.unraisablehook` that `exc` had nobody to go to."""
+    sys.unraisablehook(_Unraisable((type(exc), exc, exc.__traceback__, f"ipyportal: {what}", None)))
+
+
+class _Unraisable(tuple[Any, ...]):
+    """The fields that `sys.unraisablehook` reads; its own type cannot be made from Python."""
+
+    __slots__ = ()
+    exc_type = property(lambda self: self[0])
+    exc_value = property(lambda self: self[1])
+    exc_traceback = property(lambda self: self[2])
+    err_msg = property(lambda self: self[3])
+    object = property(lambda self: self[4])
+
+
+clock = Clock()
+
+
+# --- interrupting a thread -------------------------------------------------------------------------------------------
+
+
+class Interrupt(enum.Enum):
+    """How far a request to cancel synchronous code has come."""
+
+    NONE = "not requested"
+    REQUESTED = "requested, but a shield holds it back or nobody could be told yet"
+    SENT = "sent to the thread, which has not noticed yet"
+    NOTICED = "raised in the code"
+
+
+class Interruptible(Protocol):
+    """A part of synchronous code that can be cancelled: a `Call`, a cancel scope, a shield."""
+
+    _interrupt: Interrupt
+
+
+class Shield:
+    """Stands on a thread's stack where requests for what lies below it are held back."""
+
+    __slots__ = ()
+    _interrupt = Interrupt.NONE
+
+
+class Wait(Shield):
+    """Stands on a thread's stack while the thread is in one of the engine's own waits.
+
+    A request for what lies below calls `wake` instead of interrupting the thread, which may be anywhere in the
+    engine's bookkeeping. The wait looks for what it is owed when it wakes, and at its end.
+    """
+
+    __slots__ = ("wake",)
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+
+
+class InterruptibleThread:
+    """What the engine runs in one thread, innermost last, and the one way to interrupt it.
+
+    All methods but `request` are called by that thread itself. The lock orders a request against the end of what it
+    is for: an interrupt is sent only while its target is on the stack, and what was sent too late is taken back
+    before the target is left. So it never hits code after its target.
+    """
+
+    __slots__ = ("_handler", "_ident", "_lock", "_signals", "_stack")
+
+    def __init__(self) -> None:
+        self._ident = threading.get_ident()
+        # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
+        self._lock = threading.RLock()
+        self._stack: list[Interruptible] = []
+        self._signals = _WAKE_SIGNAL is not None and (threading.current_thread() is threading.main_thread())
+        self._handler: Any = _NOT_INSTALLED
+
+    def enter(self, target: Interruptible) -> None:
+        if self._signals and self._handler is _NOT_INSTALLED and not isinstance(target, Shield):
+            self._install()
+        with self._lock:
+            self._stack.append(target)
+
+    def leave(self, target: Interruptible) -> None:
+        """Take `target` off the stack. Afterwards no interrupt meant for it can arrive."""
+        while True:
+            try:
+                with self._lock:
+                    if target in self._stack:
+                        del self._stack[self._stack.index(target) :]
+                    if target._interrupt is Interrupt.SENT and not self._signals:
+                        _set_async_exception(self._ident, None)
+                    if target._interrupt is not Interrupt.NONE:
+                        # A thread has room for one interrupt, and this target took it. What outer ones are owed is
+                        # sent again.
+                        for outer in self._stack:
+                            if outer._interrupt in (Interrupt.SENT, Interrupt.NOTICED):
+                                outer._interrupt = Interrupt.REQUESTED
+                        self._send()
+                break
+            except Cancelled:
+                # It arrived in here, between two bytecodes. An interrupt is sent once, so this ends.
+                continue
+        if self._handler is not _NOT_INSTALLED and not self._stack:
+            self._uninstall()
+
+    def suspend(self, depth: int) -> list[Interruptible]:
+        """Take off what lies above `depth`: its code is being suspended, and the thread goes on with other code."""
+        with self._lock:
+            self.checkpoint()
+            taken = self._stack[depth:]
+            del self._stack[depth:]
+        return taken
+
+    def resume(self, taken: list[Interruptible]) -> None:
+        with self._lock:
+            self._stack.extend(taken)
+
+    @property
+    def depth(self) -> int:
+        return len(self._stack)
+
+    def request(self, target: Interruptible) -> bool:
+        """Interrupt `target`. From any thread. False if this thread is not running it now."""
+        with self._lock:
+            if target not in self._stack:
+                return False
+            if target._interrupt is Interrupt.NONE:
+                target._interrupt = Interrupt.REQUESTED
+                self._send()
+            return True
+
+    def _send(self) -> None:
+        """Tell the code of each target that was asked to end, unless a shield lies above it."""
+        innermost: Shield | None = None
+        for target in reversed(self._stack):
+            if isinstance(target, Shield):
+                innermost = target
+            elif target._interrupt is Interrupt.REQUESTED:
+                if innermost is None:
+                    target._interrupt = Interrupt.SENT
+                elif isinstance(innermost, Wait):
+                    innermost.wake()
+        if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
+            if self._signals:
+                assert _WAKE_SIGNAL is not None
+                signal.pthread_kill(self._ident, _WAKE_SIGNAL)
+            else:
+                _set_async_exception(self._ident, Cancelled)
+
+    def _unshielded(self) -> Iterator[Interruptible]:
+        for target in reversed(self._stack):
+            if isinstance(target, Shield):
+                return
+            yield target
+
+    def acknowledge(self) -> None:
+        """An interrupt has arrived in this thread."""
+        with self._lock:
+            for target in self._unshielded():
+                if target._interrupt is Interrupt.SENT:
+                    target._interrupt = Interrupt.NOTICED
+
+    def owed(self, below: Shield | None = None) -> bool:
+        """True if the code here, or that below the shield `below`, was asked to end and has not been told."""
+        stack = self._stack if below is None else self._stack[: self._stack.index(below)]
+        for target in reversed(stack):
+            if isinstance(target, Shield):
+                return False
+            if target._interrupt in (Interrupt.REQUESTED, Interrupt.SENT):
+                return True
+        return False
+
+    def checkpoint(self) -> None:
+        """Raise `Cancelled` here if the code here was asked to end and has not been told."""
+        with self._lock:
+            if not self.owed():
+                return
+            if not self._signals:
+                _set_async_exception(self._ident, None)  # it is raised here instead
+            for target in self._unshielded():
+                if target._interrupt is Interrupt.REQUESTED:
+                    target._interrupt = Interrupt.SENT  # to be acknowledged by the constructor
+        raise Cancelled
+
+    def get(self, inbox: queue.SimpleQueue[T | None], timeout: float | None) -> T | None:
+        """The next item of `inbox`, or None if an interrupt woke the wait. Raises `queue.Empty` after `timeout`."""
+        wait = Wait(lambda: inbox.put(None))
+        with self._lock:
+            self.checkpoint()
+            self._stack.append(wait)
+        item: T | None = None
+        try:
+            item = block(inbox, timeout)
+        finally:
+            with self._lock:
+                self.leave(wait)
+                self._send()  # a request that came together with the item
+        if item is None:
+            self.checkpoint()
+        return item
+
+    def _install(self) -> None:
+        assert _WAKE_SIGNAL is not None
+        self._handler = signal.getsignal(_WAKE_SIGNAL)
+        signal.signal(_WAKE_SIGNAL, self._on_signal)
+
+    def _uninstall(self) -> None:
+        assert _WAKE_SIGNAL is not None
+        if self._handler is not None:  # None: it was not installed from Python, so Python cannot put it back
+            signal.signal(_WAKE_SIGNAL, self._handler)
+        self._handler = _NOT_INSTALLED
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        with self._lock:
+            ours = any(target._interrupt is Interrupt.SENT for target in self._unshielded())
+        if ours:
+            raise Cancelled
+        if callable(self._handler):  # a signal that we did not send: urgent data on a socket, say
+            self._handler(signum, frame)
+
+
+_NOT_INSTALLED = object()
+
+
+def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    import ctypes  # only when something is cancelled: importing it costs more than the rest of this module
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(ident), None if exception is None else ctypes.py_object(exception)
+    )
+
+
+class _Local(threading.local):
+    interruptible: InterruptibleThread | None = None
+
+
+_local = _Local()
+
+
+def interruptible_thread() -> InterruptibleThread:
+    """The record of the current thread, made when it is first asked for."""
+    thread = _local.interruptible
+    if thread is None:
+        thread = _local.interruptible = InterruptibleThread()
+    return thread
+
+
+# Seconds between looks for Ctrl-C. On Windows a thread that acquires a lock does not see it; elsewhere it wakes.
+_SLICE = 0.1 if sys.platform == "win32" else None
+
+
+def block(inbox: queue.SimpleQueue[T], timeout: float | None) -> T:
+    """Block this thread for the next item of `inbox`, without looking at what its code is asked."""
+    if _SLICE is None:
+        return inbox.get(True, timeout)
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return inbox.get(True, max(0.0, min(left, _SLICE)))
+        except queue.Empty:
+            if left <= _SLICE:
+                raise
+
+
+def get(inbox: queue.SimpleQueue[T | None], timeout: float | None = None) -> T | None:
+    """Block this thread for the next item of `inbox`: the engine's one blocking wait.
+
+    It ends with an item, after `timeout` seconds (`queue.Empty`), or with `Cancelled` when the code that waits is
+    cancelled. None is an item that only wakes.
+    """
+    if timeout is not None:
+        timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+    thread = _local.interruptible
+    if thread is None or not thread._stack:
+        return block(inbox, timeout)
+    return thread.get(inbox, timeout)
+
+
+# --- scopes ----------------------------------------------------------------------------------------------------------
+
+
+class _Ending(enum.Enum):
+    """Why the code inside a scope was asked to end."""
+
+    CANCEL = "cancelled"
+    DEADLINE = "timed out"
+
+
+class CancelScope:
+    """A block of code that can be cancelled as one, by a deadline or from any thread.
+
+    Made by `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after`, `cancel_async_at`. If the deadline ends the
+    block, `TimeoutError` is raised out of it; if `cancel()` does, `asyncio.CancelledError`. A block that had ended
+    before it noticed is neither.
+    """
+
+    def __init__(self, deadline: float | None, timeout: float | None) -> None:
+        self._deadline = deadline
+        self._timeout = timeout
+        self._lock = threading.RLock()
+        self._ending: _Ending | None = None
+        self._outcome: _Ending | None = None
+        self._open = False
+
+    @property
+    def deadline(self) -> float | None:
+        """The time of `time.monotonic()` at which the block is cancelled, in seconds, or None."""
+        return self._deadline
+
+    def cancel(self) -> bool:
+        """Cancel the block. From any thread. False if it is not running."""
+        return self._end(_Ending.CANCEL)
+
+    def cancelled(self) -> bool:
+        """True if the block was ended by `cancel()`."""
+        return self._outcome is _Ending.CANCEL
+
+    def timedout(self) -> bool:
+        """True if the block was ended by its deadline."""
+        return self._outcome is _Ending.DEADLINE
+
+    def _end(self, why: _Ending) -> bool:
+        with self._lock:
+            if not self._open:
+                return False
+            if self._ending is None:
+                self._ending = why
+                self._interrupt_block()
+            return True
+
+    def _interrupt_block(self) -> None:
+        raise NotImplementedError
+
+    def _settle(self, exc: BaseException | None) -> None:
+        """Decide how the block ended, and raise `TimeoutError` in place of what its deadline raised in it."""
+        if not isinstance(exc, asyncio.CancelledError):
+            return
+        self._outcome = self._ending
+        if self._ending is _Ending.DEADLINE:
+            seconds = "" if self._timeout is None else f" after {self._timeout:g} s"
+            raise TimeoutError(f"the code in the cancel scope timed out{seconds}") from exc
+
+
+class SyncCancelScope(CancelScope):
+    """A `CancelScope` around synchronous code of one thread."""
+
+    _interrupt = Interrupt.NONE
+
+    def __enter__(self) -> Self:
+        self._thread = interruptible_thread()
+        self._timer: Timer | None = None
+        self._open = True
+        self._thread.enter(self)
+        if self._deadline is not None:
+            self._timer = clock.call_at(self._deadline, lambda: self._end(_Ending.DEADLINE))
+        return self
+
+    def _interrupt_block(self) -> None:
+        self._thread.request(self)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self._thread.leave(self)
+        with self._lock:
+            self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self._settle(exc)
+
+
+class AsyncCancelScope(CancelScope):
+    """A `CancelScope` around asynchronous code of one task. Entered with ``with``, inside the task."""
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError(
+                "cancel_async_after and cancel_async_at work inside an asyncio task; in synchronous code "
+                "use cancel_sync_after or cancel_sync_at"
+            )
+        self._task = task
+        self._loop = task.get_loop()
+        self._cancelling = task.cancelling()
+        self._timer: asyncio.TimerHandle | None = None
+        self._requested = False
+        self._open = True
+        if self._deadline is not None:
+            # The loop's own clock may be another one than time.monotonic().
+            when = self._loop.time() + (self._deadline - time.monotonic())
+            self._timer = self._loop.call_at(when, self._end, _Ending.DEADLINE)
+        return self
+
+    def _interrupt_block(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._cancel_task)
+        except RuntimeError:
+            pass  # the loop is closed, and the block with it
+
+    def _cancel_task(self) -> None:
+        if self._open:
+            self._requested = True
+            cancel_task(self._task)
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._open = False
+        if self._timer is not None:
+            self._timer.cancel()
+        # As asyncio.timeout does it: what others asked of the task meanwhile is theirs, and stays.
+        if self._requested and self._task.uncancel() <= self._cancelling:
+            self._settle(exc)
+
+
+def _deadline(seconds: float | None) -> tuple[float | None, float | None]:
+    timeout = check_timeout(seconds)
+    return (None, None) if timeout is None else (time.monotonic() + timeout, timeout)
+
+
+def cancel_sync_after(seconds: float | None) -> SyncCancelScope:
+    """Cancel the synchronous code of a ``with`` block after `seconds` (None: only by `CancelScope.cancel`).
+
+    Call it from the thread whose code it is. The block ends with `TimeoutError`, on the main thread of a POSIX
+    system also out of ``time.sleep``; in another thread at the next bytecode.
+
+    Raises:
+        TypeError, ValueError: `seconds` is not a number, or is negative.
+    """
+    return SyncCancelScope(*_deadline(seconds))
+
+
+def cancel_sync_at(deadline: float | None) -> SyncCancelScope:
+    """Like `cancel_sync_after`, at a time of `time.monotonic()`, in seconds."""
+    return SyncCancelScope(deadline, None)
+
+
+def cancel_async_after(seconds: float | None) -> AsyncCancelScope:
+    """Cancel the asynchronous code of a ``with`` block after `seconds` (None: only by `CancelScope.cancel`).
+
+    Call it inside a task. The block ends with `TimeoutError` at the ``await`` where it is.
+
+    Raises:
+        TypeError, ValueError: `seconds` is not a number, or is negative.
+        RuntimeError: Entered outside a task.
+    """
+    return AsyncCancelScope(*_deadline(seconds))
+
+
+def cancel_async_at(deadline: float | None) -> AsyncCancelScope:
+    """Like `cancel_async_after`, at a time of `time.monotonic()`, in seconds."""
+    return AsyncCancelScope(deadline, None)
+
+
+# --- shields ---------------------------------------------------------------------------------------------------------
+
+
+class _TaskShield:
+    """The shields that are open in one task, and whether one of them holds a request back."""
+
+    __slots__ = ("held_back", "open")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.held_back = False
+
+
+_task_shields: weakref.WeakKeyDictionary[asyncio.Task[Any], _TaskShield] = weakref.WeakKeyDictionary()
+
+
+def cancel_task(task: asyncio.Task[Any]) -> None:
+    """Cancel `task`, or remember to do it when its shield is left. In its loop's thread."""
+    shielded = _task_shields.get(task) if _task_shields else None
+    if shielded is None:
+        task.cancel()
+    else:
+        shielded.held_back = True
+
+
+@contextmanager
+def shield() -> Iterator[None]:
+    """Hold back what would cancel the code of a ``with`` block until the block is left.
+
+    In synchronous code and in a task alike. It guards against `Call.cancel`, deadlines and cancel scopes of
+    ipyportal. It does not guard a task against ``task.cancel()`` by others, nor any code against
+    KeyboardInterrupt. When the block is left, `asyncio.CancelledError` is raised: at once in synchronous code, in a
+    task at its next ``await``.
+    """
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+    if task is not None:
+        shielded = _task_shields.setdefault(task, _TaskShield())
+        shielded.open += 1
+        try:
+            yield
+        finally:
+            shielded.open -= 1
+            if not shielded.open:
+                del _task_shields[task]
+                if shielded.held_back:
+                    task.cancel()
+        return
+    thread = interruptible_thread()
+    mark = Shield()
+    thread.enter(mark)
+    try:
+        yield
+    finally:
+        thread.leave(mark)
+        thread.checkpoint()

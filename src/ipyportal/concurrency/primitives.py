@@ -1,0 +1,56 @@
+"""What several modules of the engine share."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator
+from typing import Any, TypeVar
+
+__all__ = ["CoroutineWrapper", "as_exception"]
+
+T = TypeVar("T")
+
+_SHOWN = frozenset({"__name__", "__qualname__", "cr_await", "cr_code", "cr_frame", "cr_running"})
+
+
+def as_exception(typ: Any, val: Any = None, tb: Any = None) -> BaseException:
+    """The exception that the arguments of a coroutine's ``throw`` mean."""
+    exc = val if isinstance(val, BaseException) else typ if val is None else typ(val)
+    if isinstance(exc, type):
+        exc = exc()
+    assert isinstance(exc, BaseException)
+    return exc if tb is None else exc.with_traceback(tb)
+
+
+class CoroutineWrapper(Coroutine[Any, Any, T]):
+    """A coroutine around another. Subclasses give `send`, `throw` and `close`.
+
+    A class and no ``async def``, because it must act also where a coroutine's code would not run: before the first
+    step, and between the loop and each step.
+    """
+
+    __slots__ = ("__weakref__", "_inner")
+
+    _inner: Coroutine[Any, Any, Any] | None
+
+    def __await__(self) -> Generator[Any, None, T]:
+        yielded: Any
+        advance, argument = self.send, None
+        while True:
+            try:
+                yielded = advance(argument)
+            except StopIteration as stop:
+                return stop.value  # type: ignore[no-any-return]
+            try:
+                argument = yield yielded
+                advance = self.send
+            except GeneratorExit:
+                self.close()
+                raise
+            except BaseException as exc:  # noqa: BLE001 - thrown in by who awaits this, and passed on
+                advance, argument = self.throw, exc
+
+    def __getattr__(self, name: str) -> Any:
+        # asyncio's and debuggers' views of a task look at its coroutine: they see the code that runs in it.
+        if name in _SHOWN and self._inner is not None:
+            return getattr(self._inner, name)
+        raise AttributeError(name)

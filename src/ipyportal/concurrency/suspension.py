@@ -1,0 +1,413 @@
+"""Suspending synchronous code inside a task, so that the task's loop goes on meanwhile.
+
+A coroutine can be suspended only where it says ``await``. A greenlet can be suspended anywhere: it has a C stack of
+its own, and `greenlet.switch` leaves it as it stands. So a task whose every step runs in a greenlet can be suspended
+also in a synchronous function that it called, as deep as you like:
+
+    the loop ── Task.__step ── Suspendable.send ═switch═> coroutine.send ── your code ── suspend(awaitable)
+                                      <══════════════════════switch══════════════════════════╯
+                          yields to the loop what the awaitable waits for
+
+`suspend` drives the awaitable itself. When that yields something to wait for, `suspend` switches to the greenlet that
+the loop's step came from, and `Suspendable.send` returns it to the task as if the coroutine had yielded it. When the
+loop sends the task its next value, `Suspendable` switches back into `suspend`, which feeds it to the awaitable. An
+awaitable that need not wait costs no switch at all.
+
+Starting a greenlet is dear and switching is cheap, so a thread keeps its greenlets in a pool, and a task borrows one
+for each *step*. It keeps it beyond the step only
+
+- while synchronous code is suspended in it, and
+- while somebody else refers to it: code with greenlets of its own (SQLAlchemy's asyncio layer) starts them as
+  children of the one that it runs in, and later switches to that parent.
+
+A greenlet has a current context (`contextvars`) of its own, so it is given the task's before each switch into it.
+
+Without the package greenlet nothing can be suspended: `can_suspend` is False, and callers block in a `SyncWaiter`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Coroutine
+from types import CoroutineType
+from typing import Any, TypeVar
+
+from ipyportal.concurrency.cancellation import Interruptible, interruptible_thread
+from ipyportal.concurrency.cancellation import _local as _interruptible
+from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
+
+try:
+    import greenlet
+except ImportError:  # a platform without it
+    greenlet = None
+    _getcurrent: Callable[[], Any] = object
+else:
+    _getcurrent = greenlet.getcurrent
+
+__all__ = [
+    "Suspendable",
+    "WaitAbandoned",
+    "can_suspend",
+    "current_suspendable",
+    "greenlets_available",
+    "suspend",
+    "suspendable",
+    "suspendable_here",
+]
+
+T = TypeVar("T")
+
+
+def greenlets_available() -> bool:
+    """Whether the package greenlet is there, without which nothing can be suspended."""
+    return greenlet is not None
+
+
+class WaitAbandoned(KeyboardInterrupt):
+    """A suspended wait was given up; what was awaited goes on in `task`."""
+
+    task: asyncio.Task[Any]
+
+
+class _Proxy(asyncio.Future[None]):
+    """Waited for in place of `future`, so that the wait can be given up while the future goes on.
+
+    A plain future needs none: it ends at once when it is cancelled. A task, or what gathers several, may take long to
+    clean up, and a coroutine that is cleaning up may wait for anything.
+    """
+
+    def __init__(self, future: asyncio.Future[Any]) -> None:
+        super().__init__(loop=future.get_loop())
+        self.future = future
+        self.abandoned = False
+        future.add_done_callback(self._settle)
+
+    def _settle(self, future: asyncio.Future[Any]) -> None:
+        if not self.done():
+            self.set_result(None)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return not self.done() and self.future.cancel(msg)
+
+    def abandon(self) -> bool:
+        if self.done():
+            return False
+        self.future.remove_done_callback(self._settle)
+        self.abandoned = True
+        self.set_result(None)
+        return True
+
+
+class _Rest(CoroutineWrapper[Any]):
+    """What is left of a coroutine that is waiting for `future`."""
+
+    __slots__ = ("_future",)
+
+    def __init__(self, inner: Any, future: asyncio.Future[Any]) -> None:
+        self._inner = inner
+        self._future: asyncio.Future[Any] | None = future
+
+    def send(self, value: Any) -> Any:
+        future, self._future = self._future, None
+        if future is None:
+            return self._inner.send(value)  # type: ignore[union-attr]
+        if future.done():
+            return self._inner.send(None)  # type: ignore[union-attr]
+        future._asyncio_future_blocking = True  # as Future.__await__ does before it yields itself
+        return future
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        self._future = None
+        return self._inner.throw(as_exception(typ, val, tb))  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        self._inner.close()  # type: ignore[union-attr]
+
+
+class _Local(threading.local):
+    """What a thread knows: the task whose step it is in, and its idle greenlets."""
+
+    current: Suspendable[Any] | None = None
+
+    def __init__(self) -> None:
+        self.pool: list[Any] = []
+
+
+_local = _Local()
+
+
+def _run_steps(
+    step: Callable[[Any], Any], value: Any, root: Any
+) -> Any:  # pragma: no cover - in a greenlet, where coverage cannot look
+    """The body of a pooled greenlet: run one step, switch back to `root` with what came of it, and again."""
+    while True:
+        error: BaseException | None
+        try:
+            result, error = step(value), None
+        except BaseException as exc:  # noqa: BLE001 - it goes on in the task's own stack
+            result, error = None, exc
+        answer = (result, error)
+        # An idle greenlet holds nothing.
+        del result, error, step, value
+        target, root = root, None
+        step, value, root = target.switch(answer)
+        del target, answer
+
+
+def _new_greenlet() -> Any:
+    return greenlet.greenlet(_run_steps)
+
+
+class Suspendable(CoroutineWrapper[T]):
+    """A coroutine in whose steps synchronous code can be suspended. Give it to a task in place of `coro`."""
+
+    __slots__ = ("_asked_to_stop", "_depth", "_greenlet", "_kept", "_proxy", "_root", "_task")
+
+    _inner: Coroutine[Any, Any, T]
+
+    def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
+        self._inner = coro
+        self._greenlet: Any = None  # that of suspended code: a step's, or one that code in the step made
+        self._kept: Any = None  # the borrowed greenlet, if it is kept beyond the step
+        self._root: Any = None  # where the present step came from, and goes back to
+        self._task: asyncio.Task[Any] | None = None
+        self._depth = 0
+        self._asked_to_stop = False
+        self._proxy: _Proxy | None = None
+
+    @property
+    def task(self) -> asyncio.Task[Any] | None:
+        """The task that runs this, once it has begun."""
+        return self._task
+
+    @property
+    def suspended(self) -> bool:
+        """Whether synchronous code in it is suspended."""
+        return self._greenlet is not None
+
+    def runs_here(self) -> bool:
+        """Whether the code that asks runs in a step of this, and not in the loop or in the switching."""
+        return self._root is not None and _getcurrent() is not self._root
+
+    def stop(self) -> None:
+        """Cancel the task, whose suspended wait can from now on be abandoned. In the loop's thread."""
+        self._asked_to_stop = True
+        if self._task is not None:
+            self._task.cancel()
+
+    def resume_patience(self) -> None:
+        """Take `stop` back: the cancel has ended what was awaited."""
+        self._asked_to_stop = False
+
+    def abandon(self) -> bool:
+        """End the suspended wait with `WaitAbandoned`; what it waits for goes on. In the loop's thread.
+
+        Returns:
+            False if there is no such wait.
+        """
+        return self._proxy is not None and self._proxy.abandon()
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        exc = as_exception(typ, val, tb)
+        if self._greenlet is not None:
+            return self._step(None, exc)
+        return self._step(self._inner.throw, exc)
+
+    def _step(self, step: Callable[[Any], Any] | None, value: Any) -> Any:
+        """Run one step of the coroutine in a greenlet; `step` None raises `value` in suspended code."""
+        local = _local
+        if self._task is None:
+            self._task = asyncio.current_task()
+        outer, local.current = local.current, self
+        self._root = root = _getcurrent()
+        thread = _interruptible.interruptible
+        self._depth = 0 if thread is None else len(thread._stack)
+        suspended = self._greenlet
+        try:
+            if suspended is not None:
+                self._greenlet = None
+                suspended.gr_context = root.gr_context
+                answer = suspended.throw(value) if step is None else suspended.switch(value)
+                del suspended
+            else:
+                borrowed = self._kept
+                if borrowed is None:
+                    borrowed = local.pool.pop() if local.pool else _new_greenlet()
+                    self._kept = borrowed
+                borrowed.gr_context = root.gr_context
+                del suspended
+                answer = borrowed.switch(step, value, root)
+                del borrowed
+        finally:
+            local.current = outer
+            self._root = None
+        if self._greenlet is not None:
+            return answer  # what the suspended code waits for
+        result, error = answer
+        borrowed, self._kept = self._kept, None
+        if sys.getrefcount(borrowed) <= _OWN_REFERENCES:
+            local.pool.append(borrowed)
+        elif error is None:
+            self._kept = borrowed  # somebody may switch to it
+        if error is None:
+            return result
+        try:
+            # Without the pooled greenlet's frame.
+            raise error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+        finally:
+            del error, answer
+
+    def _wait(self, yielded: Any, steps: Any) -> Any:
+        """Leave the greenlet that calls this as it stands, until the loop answers to `yielded`."""
+        __tracebackhide__ = True
+        proxy: _Proxy | None = None
+        if (
+            yielded is not None
+            and (type(yielded) is not asyncio.Future or self._asked_to_stop)
+            and getattr(yielded, "_asyncio_future_blocking", False)
+            and yielded.get_loop() is asyncio._get_running_loop()
+        ):
+            yielded._asyncio_future_blocking = False
+            proxy = _Proxy(yielded)
+            proxy._asyncio_future_blocking = True
+            yielded = proxy
+        taken: list[Interruptible] = interruptible_thread().suspend(self._depth)
+        self._proxy = proxy
+        self._greenlet = _getcurrent()
+        root = self._root
+        try:
+            answer = root.switch(yielded)
+        finally:
+            # Resumed, by a step that set the root anew.
+            del root
+            self._proxy = None
+            if taken:
+                interruptible_thread().resume(taken)
+        if proxy is not None and proxy.abandoned:
+            self._asked_to_stop = False
+            task = proxy.get_loop().create_task(_Rest(steps, proxy.future))
+            exc = WaitAbandoned(
+                f"stopped waiting for {getattr(steps, '__qualname__', 'an awaitable')!r}, which has been cancelled "
+                "and goes on with its clean-up"
+            )
+            exc.task = task
+            raise exc
+        return answer
+
+    def drive(self, steps: Any) -> Any:
+        """Run a coroutine to its end, suspending the code that calls this wherever it waits."""
+        __tracebackhide__ = True
+        try:
+            yielded = steps.send(None)
+            while True:
+                try:
+                    answer = self._wait(yielded, steps)
+                except WaitAbandoned:
+                    raise
+                except BaseException as exc:  # noqa: BLE001 - it is the coroutine's to handle
+                    yielded = steps.throw(exc)
+                else:
+                    yielded = steps.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            del steps
+
+    def close(self) -> None:
+        """End the coroutine: suspended code gets GeneratorExit, as a coroutine's own code does."""
+        if self._greenlet is not None:
+            try:
+                self.throw(GeneratorExit())
+            except (GeneratorExit, StopIteration):
+                pass
+            else:
+                raise RuntimeError("coroutine ignored GeneratorExit")
+        else:
+            self._inner.close()
+
+
+def suspendable(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """`coro`, made so that synchronous code in it can be suspended; `coro` itself where there are no greenlets."""
+    return coro if greenlet is None else Suspendable(coro)
+
+
+def current_suspendable() -> Suspendable[Any] | None:
+    """The suspendable coroutine in whose step this thread is."""
+    return _local.current
+
+
+def suspendable_here() -> Suspendable[Any] | None:
+    """The suspendable coroutine that the code which asks can suspend, or None."""
+    current = _local.current
+    if (
+        current is not None
+        # Not in another task that runs inside a step of this one: an eager task's first step, or a loop that was
+        # started inside another.
+        and asyncio._get_running_loop() is not None
+        and asyncio.current_task() is current._task
+    ):
+        return current
+    return None
+
+
+def can_suspend() -> bool:
+    """Whether `suspend` works here: in a task made suspendable, in synchronous or asynchronous code of its own."""
+    return suspendable_here() is not None
+
+
+def suspend(awaitable: Awaitable[T]) -> T:
+    """``await awaitable``, in synchronous code of a suspendable task: the task waits, and its loop goes on.
+
+    Call it in the thread of the task's loop. Context variables are the task's own, as in ``await``: what the
+    awaitable sets is set afterwards. A task that is cancelled meanwhile gets `asyncio.CancelledError` out of it.
+
+    Raises:
+        RuntimeError: `can_suspend()` is False here.
+        TypeError: `awaitable` is none.
+        BaseException: What the awaitable raised.
+    """
+    __tracebackhide__ = True
+    current = suspendable_here()
+    if current is None:
+        raise RuntimeError(
+            "synchronous code cannot be suspended here: this is no task that ipyportal made suspendable"
+            + ("" if greenlet is not None else ", and the package greenlet is not installed")
+            + ". ipyportal.run() waits for an awaitable everywhere"
+        )
+    return current.drive(_steps_of(awaitable))  # type: ignore[no-any-return]
+
+
+def _steps_of(awaitable: Awaitable[T]) -> Any:
+    """Something with ``send`` and ``throw`` that runs `awaitable`."""
+    if isinstance(awaitable, CoroutineType):
+        return awaitable
+    try:
+        steps = awaitable.__await__()
+    except AttributeError:
+        raise TypeError(f"suspend() needs an awaitable, not {type(awaitable).__name__}") from None
+    if hasattr(steps, "send"):
+        return steps
+
+    async def wrapped() -> T:  # a plain iterator is allowed, too
+        return await awaitable
+
+    return wrapped()
+
+
+def _calibrate() -> int:
+    """How many references an idle borrowed greenlet has that are ours, as `Suspendable._step` counts them."""
+    if greenlet is None:
+        return 0
+    borrowed = _new_greenlet()
+    holder = [borrowed]
+    borrowed.switch(lambda value: value, None, _getcurrent())
+    holder.clear()
+    return sys.getrefcount(borrowed)
+
+
+_OWN_REFERENCES = _calibrate()

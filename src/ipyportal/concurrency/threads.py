@@ -1,0 +1,588 @@
+"""Threads that run calls: `WorkerThread`, `EventLoopThread`, the global loop, and workers that are lent for a call.
+
+All of them start on first use. What a forked child inherits of them has no thread: there they start anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import concurrent.futures
+import contextvars
+import enum
+import itertools
+import os
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ipyportal.concurrency.calls import Call, start_on_loop
+from ipyportal.concurrency.cancellation import clock
+from ipyportal.concurrency.portals import Portal
+
+if TYPE_CHECKING:
+    from typing import Self
+
+__all__ = [
+    "EventLoopThread",
+    "WorkerThread",
+    "get_global_loop",
+    "in_global_loop",
+    "shutdown",
+    "submit_to_new_thread",
+    "wait_for_global_loop_exit",
+]
+
+T = TypeVar("T")
+
+
+class _Phase(enum.Enum):
+    """Where a thread is in its life."""
+
+    NEW = "not started"
+    RUNNING = "running"
+    CLOSING = "shutting down"
+    CLOSED = "shut down"
+
+
+_threads: weakref.WeakSet[_ThreadPortal] = weakref.WeakSet()  # told of a fork
+
+
+class _ThreadPortal(Portal):
+    """What both kinds of thread share: the life of a thread that is started by its first call."""
+
+    _counter = itertools.count(1)
+    _kind = "thread"
+
+    def __init__(self, name: str | None, daemon: bool, run_once: bool) -> None:
+        self._name = name or f"ipyportal-{self._kind}-{next(self._counter)}"
+        self._daemon = daemon
+        self._run_once = run_once
+        _threads.add(self)
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.RLock()
+        self._phase = _Phase.NEW
+        self._thread: threading.Thread | None = None
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The thread, or None before it was started."""
+        return self._thread
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name} {self._phase.value}>"
+
+    def start(self) -> Self:
+        """Start the thread, if it has not been. From any thread; `submit` does it by itself.
+
+        Raises:
+            RuntimeError: It was shut down.
+            BaseException: What starting it raised, from a `loop_factory` for instance. It can be tried again.
+        """
+        with self._lock:
+            if self._phase is _Phase.RUNNING:
+                return self
+            if self._phase is not _Phase.NEW:
+                raise self._refusal()
+            ready: concurrent.futures.Future[None] = concurrent.futures.Future()
+            thread = threading.Thread(target=self._main, args=(ready,), name=self._name, daemon=self._daemon)
+            thread.start()
+            # Ends: `_main` sets it whether it succeeds or not, and needs no lock of ours before.
+            error = ready.exception()
+            if error is not None:
+                thread.join()
+                try:
+                    raise error
+                finally:
+                    del error
+            self._thread = thread
+            self._phase = _Phase.RUNNING
+            return self
+
+    def _main(self, ready: concurrent.futures.Future[None]) -> None:
+        raise NotImplementedError
+
+    def _refusal(self) -> RuntimeError:
+        return RuntimeError(
+            f"{type(self).__name__} {self._name!r} was shut down and takes no more calls; make a new one"
+        )
+
+    def shutdown(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
+        raise NotImplementedError
+
+    def _join(self, timeout: float | None) -> bool:
+        thread = self._thread
+        if thread is None or thread is threading.current_thread():
+            return True
+        # Ends when the calls that run there do, or after `timeout`; who shuts down chose which.
+        thread.join(timeout)
+        return not thread.is_alive()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.shutdown(cancel=exc_type is not None)
+
+
+class WorkerThread(_ThreadPortal):
+    """A thread that runs calls one after the other.
+
+    An asynchronous call runs in an event loop of its own there, as in `asyncio.run`. As a context manager, leaving
+    it waits for the calls that were submitted, or, if an exception leaves it, cancels them.
+
+    Args:
+        name: The thread's name.
+        daemon: Whether the interpreter may exit while it runs.
+        run_once: Take one call, and end.
+    """
+
+    _kind = "worker"
+
+    def __init__(self, name: str | None = None, daemon: bool = True, run_once: bool = False) -> None:
+        super().__init__(name, daemon, run_once)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._inbox: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self._current: Call[Any] | None = None
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        with self._lock:
+            if self._phase is not _Phase.RUNNING:
+                self.start()
+            self._adopt(call)
+            self._inbox.put(call)
+            if self._run_once:
+                self._close()
+        return call
+
+    def _close(self) -> None:
+        self._phase = _Phase.CLOSING
+        self._inbox.put(None)
+
+    def shutdown(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
+        """Take no more calls, run those that were submitted, and end the thread. From any thread.
+
+        Args:
+            cancel: Cancel the calls instead.
+            timeout: Seconds to wait for the thread's end; None for as long as it takes.
+
+        Returns:
+            False if the thread had not ended by then.
+        """
+        with self._lock:
+            if self._phase is _Phase.RUNNING:
+                self._close()
+            elif self._phase is _Phase.NEW:
+                self._phase = _Phase.CLOSED
+            if cancel:
+                kept: list[Call[Any] | None] = []
+                while not self._inbox.empty():
+                    call = self._inbox.get()
+                    if call is None:
+                        kept.append(None)
+                    else:
+                        call.cancel()
+                for item in kept:
+                    self._inbox.put(item)
+                if (current := self._current) is not None:
+                    current.cancel()
+        return self._join(timeout)
+
+    def _main(self, ready: concurrent.futures.Future[None]) -> None:
+        ready.set_result(None)
+        inbox = self._inbox
+        # Each wait ends: with a call, or with the None of the shutdown.
+        while (call := inbox.get()) is not None:
+            self._current = call
+            call.run()
+            self._current = None
+            del call
+        self._phase = _Phase.CLOSED
+
+    def _check_wait(self, call: Call[Any]) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"waiting here for {call!r} would never end: it is to run in this very thread, {self._name!r}, "
+                "after the code that waits. Submit it to another thread, or call the function directly"
+            )
+
+
+class EventLoopThread(_ThreadPortal):
+    """A thread that runs an event loop, and calls in it as tasks.
+
+    As a context manager, leaving it waits for the calls that were submitted, or, if an exception leaves it, cancels
+    them. Tasks that the calls left behind are cancelled.
+
+    Args:
+        name: The thread's name.
+        daemon: Whether the interpreter may exit while it runs.
+        run_once: Take one call, and end when it is over.
+        loop_factory: Makes the loop; `asyncio.new_event_loop` if None. ``uvloop.new_event_loop`` works.
+    """
+
+    _kind = "loop"
+
+    def __init__(
+        self,
+        name: str | None = None,
+        daemon: bool = True,
+        run_once: bool = False,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+    ) -> None:
+        self._loop_factory = loop_factory
+        super().__init__(name, daemon, run_once)
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._inbox: deque[Call[Any]] = deque()
+        self._woken = False
+        self._running: set[asyncio.Task[None]] = set()
+        self._shutdown_calls: list[Call[Any]] = []
+        self._cancel_at_end = False
+        # One empty context for all wake-ups: without, each would copy the submitter's.
+        self._context = contextvars.Context()
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The thread's loop; starts the thread if need be."""
+        loop = self._loop
+        if loop is None:
+            loop = self.start()._loop
+            assert loop is not None
+        return loop
+
+    def running(self) -> bool:
+        """True while it takes calls."""
+        return self._phase is _Phase.RUNNING and self._thread is not None and self._thread.is_alive()
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        if self._phase is not _Phase.RUNNING:
+            self.start()
+        self._adopt(call)
+        self._inbox.append(call)
+        # One wake-up serves all calls that come before the loop has looked. `_drain` clears the flag before it
+        # empties the inbox, so a call appended after it looked finds the flag cleared and wakes it again.
+        if not self._woken:
+            self._woken = True
+            try:
+                assert self._loop is not None
+                self._loop.call_soon_threadsafe(self._drain, context=self._context)
+            except RuntimeError:
+                pass  # the loop was closed meanwhile; the phase says so below
+        if self._phase is not _Phase.RUNNING:
+            # Shut down meanwhile. Either the last `_drain` has taken the call, or it is still here and nobody will.
+            try:
+                self._inbox.remove(call)
+            except ValueError:
+                pass
+            else:
+                call._portal = None
+                raise self._refusal()
+        if self._run_once:
+            self._close(cancel=False)
+        return call
+
+    def _drain(self) -> None:
+        self._woken = False
+        inbox = self._inbox
+        loop = self._loop
+        assert loop is not None
+        while inbox:
+            start_on_loop(inbox.popleft(), loop, self._running)
+
+    def add_shutdown_call(self, call: Call[T]) -> Call[T]:
+        """Have `call` run on the loop when the thread is shut down, after the last call. From any thread.
+
+        Several run one after the other, the last added first.
+
+        Raises:
+            RuntimeError: The thread was shut down.
+        """
+        with self._lock:
+            if self._phase in (_Phase.CLOSING, _Phase.CLOSED):
+                raise self._refusal()
+            self._adopt(call)
+            self._shutdown_calls.append(call)
+        return call
+
+    def shutdown(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
+        """Take no more calls, wait for those that run, run the shutdown calls, and end the thread. From any thread.
+
+        In the loop's own thread it asks for all that and returns at once.
+
+        Args:
+            cancel: Cancel the calls that run, and wait for their clean-up.
+            timeout: Seconds to wait for the thread's end; None for as long as it takes.
+
+        Returns:
+            False if the thread had not ended by then.
+        """
+        self._close(cancel)
+        return self._join(timeout)
+
+    def _close(self, cancel: bool) -> None:
+        with self._lock:
+            if cancel:
+                self._cancel_at_end = True
+            if self._phase is _Phase.NEW:
+                self._phase = _Phase.CLOSED
+                for call in self._shutdown_calls:
+                    call.cancel()
+            elif self._phase is _Phase.RUNNING:
+                self._phase = _Phase.CLOSING
+            loop = self._loop
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(self._wake_main)
+            except RuntimeError:
+                pass  # it has ended
+
+    def _main(self, ready: concurrent.futures.Future[None]) -> None:
+        try:
+            runner = asyncio.Runner(loop_factory=self._loop_factory)
+            loop = runner.get_loop()
+        except BaseException as exc:  # noqa: BLE001 - the starter gets it
+            ready.set_exception(exc)
+            return
+        try:
+            with runner:
+                runner.run(self._serve(loop, ready))
+        finally:
+            # Also when the loop died of something: what waits here would wait for ever.
+            with self._lock:
+                self._phase = _Phase.CLOSED
+                self._loop = None
+                left, self._inbox = list(self._inbox), deque()
+            for call in [*left, *self._shutdown_calls]:
+                call.cancel()
+            self._shutdown_calls.clear()
+
+    async def _serve(self, loop: asyncio.AbstractEventLoop, ready: concurrent.futures.Future[None]) -> None:
+        self._loop = loop
+        self._ending = asyncio.Event()
+        ready.set_result(None)
+        await self._ending.wait()
+        self._drain()
+        while self._running:
+            if self._cancel_at_end:
+                for task in list(self._running):
+                    task.cancel()
+            self._ending.clear()
+            stop = asyncio.ensure_future(self._ending.wait())  # woken by a shutdown(cancel=True) after a patient one
+            await asyncio.wait([*self._running, stop], return_when=asyncio.FIRST_COMPLETED)
+            stop.cancel()
+            while self._running and self._cancel_at_end:
+                await asyncio.wait(list(self._running))
+        for call in reversed(self._shutdown_calls):
+            start_on_loop(call, loop, self._running)
+            if self._running:
+                await asyncio.wait(list(self._running))
+
+    def _wake_main(self) -> None:
+        self._ending.set()
+
+    def _check_wait(self, call: Call[Any]) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"waiting here for {call!r} would never end: it runs on the loop of this very thread, "
+                f"{self._name!r}, which the wait blocks. In asynchronous code, await the call"
+            )
+
+
+# --- the global loop -------------------------------------------------------------------------------------------------
+
+_globals_lock = threading.RLock()
+_global_loop: EventLoopThread | None = None
+
+
+def get_global_loop() -> EventLoopThread:
+    """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died."""
+    global _global_loop
+    portal = _global_loop
+    if portal is not None and portal._phase is _Phase.RUNNING:
+        return portal
+    with _globals_lock:
+        if _global_loop is None or not _global_loop.running():
+            _global_loop = EventLoopThread(name="ipyportal-loop").start()
+        return _global_loop
+
+
+def in_global_loop() -> bool:
+    """True in the thread of the global loop."""
+    portal = _global_loop
+    return portal is not None and portal.thread is threading.current_thread()
+
+
+def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
+    """Shut the global loop down, cancelling what runs there, and wait for its end, `timeout` seconds at most.
+
+    The next call that needs one starts another.
+
+    Returns:
+        False if it had not ended by then.
+
+    Raises:
+        RuntimeError: Called in the global loop's thread.
+    """
+    global _global_loop
+    if in_global_loop():
+        raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
+    with _globals_lock:
+        portal, _global_loop = _global_loop, None
+    return portal is None or portal.shutdown(cancel=True, timeout=timeout)
+
+
+# --- threads lent for a call -----------------------------------------------------------------------------------------
+
+
+class _LentThread(Portal):
+    """A thread of the pool. It runs one call at a time, and is idle, in the pool, in between."""
+
+    _counter = itertools.count(1)
+
+    def __init__(self, pool: _Lender) -> None:
+        self._name = f"ipyportal-thread-{next(self._counter)}"
+        self._pool = pool
+        self._inbox: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self.current: Call[Any] | None = None
+        self.thread = threading.Thread(target=self._main, name=self._name, daemon=True)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        self._adopt(call)
+        self.current = call
+        self._inbox.put(call)
+        return call
+
+    def stop(self) -> None:
+        self._inbox.put(None)
+
+    def _main(self) -> None:
+        inbox, pool = self._inbox, self._pool
+        # Ends: an idle thread is told to when it has been idle for long, and at shutdown.
+        while True:
+            try:
+                call = inbox.get(timeout=pool.IDLE)
+            except queue.Empty:
+                if pool.retire(self):
+                    return
+                continue
+            if call is None:
+                return
+            call._when_done(self._back)
+            call.run()
+            del call
+
+    def _back(self, call: Call[Any]) -> None:
+        """The call is over. Called before those who wait are woken, so their next call finds this thread."""
+        if threading.current_thread() is self.thread:
+            self.current = None
+            self._pool.idle.append(self)
+
+
+class _Lender:
+    """Threads that are lent for one call each: as many as there are calls at one time."""
+
+    IDLE = 10.0  # seconds after which an idle thread ends
+
+    def __init__(self) -> None:
+        self.idle: deque[_LentThread] = deque()
+        self.all: weakref.WeakSet[_LentThread] = weakref.WeakSet()
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        try:
+            lent = self.idle.pop()
+        except IndexError:
+            lent = _LentThread(self)
+            self.all.add(lent)
+            lent.thread.start()
+        return lent.submit(call)
+
+    def retire(self, lent: _LentThread) -> bool:
+        """Take an idle thread out of the pool. False if it has just been lent."""
+        try:
+            self.idle.remove(lent)
+        except ValueError:
+            return False
+        return True
+
+    def shutdown(self, timeout: float) -> None:
+        threads = list(self.all)
+        for lent in threads:
+            if (call := lent.current) is not None:
+                call.cancel()
+        for lent in threads:
+            lent.stop()
+        for lent in threads:
+            if lent.thread is not threading.current_thread():
+                lent.thread.join(timeout)
+        self.idle.clear()
+
+
+_lender = _Lender()
+
+
+def submit_to_new_thread(call: Call[T]) -> Call[T]:
+    """Run `call` in a thread that it shares with no other call meanwhile. From any thread.
+
+    Threads whose call is over are lent again; one that was idle for 10 seconds ends.
+    """
+    return _lender.submit(call)
+
+
+# --- the end, and forks ----------------------------------------------------------------------------------------------
+
+
+def shutdown(timeout: float = 5.0) -> None:
+    """End the engine's shared threads: the global loop, idle workers, the clock. What they run is cancelled.
+
+    From a thread that is none of them. They start anew when they are needed again; at the interpreter's exit this is
+    done by itself.
+
+    Args:
+        timeout: Seconds to wait for each thread.
+    """
+    global _lender
+    wait_for_global_loop_exit(timeout)
+    with _globals_lock:
+        lender, _lender = _lender, _Lender()
+    lender.shutdown(timeout)
+    clock.stop()
+
+
+def _after_fork() -> None:
+    # Only the thread that forked lives on here, and locks may be held by threads that do not exist.
+    global _globals_lock, _global_loop, _lender
+    _globals_lock = threading.RLock()
+    _global_loop = None
+    _lender = _Lender()
+    clock._reset()
+    for portal in list(_threads):
+        portal._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+atexit.register(shutdown, 1.0)

@@ -1,0 +1,294 @@
+"""Waiting for a call, and running meanwhile what is sent back to the thread that waits.
+
+A waiter is a `Portal`: code of the call, wherever it runs, submits to it. `SyncWaiter` blocks its thread and runs one
+call after the other; `AsyncWaiter` awaits in a loop, and runs them there as tasks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from typing import Any, Generic, TypeVar
+
+from ipyportal.concurrency import cancellation
+from ipyportal.concurrency.calls import Awaited, Call, State, start_on_loop
+from ipyportal.concurrency.cancellation import Wait, interruptible_thread
+from ipyportal.concurrency.portals import Portal
+
+__all__ = ["AsyncWaiter", "SyncWaiter", "Waiter"]
+
+T = TypeVar("T")
+
+
+class Waiter(Portal, Generic[T]):
+    """What both kinds of waiter share. Make it before the call is submitted, in the thread that will wait.
+
+    What is submitted before the wait begins is kept until then; after its end, submitting raises RuntimeError. When
+    the call is cancelled or times out, what was sent back until then is cancelled, too, also while it runs.
+    """
+
+    def __init__(self, call: Call[T]) -> None:
+        self._call = call
+        self._thread = threading.current_thread()
+        # Reentrant: a signal handler on this thread may cancel the call, and so ask for the lock.
+        self._lock = threading.RLock()
+        self._todo: deque[Call[Any]] = deque()
+        self._sent_back: set[Call[Any]] = set()
+        self._done_callbacks: list[Call[Any]] = []
+        self._closed = False
+        with call._lock:
+            if not call.done():
+                call._waiter = self
+
+    @property
+    def name(self) -> str:
+        return f"the thread that waits for {self._call.name} ({self._thread.name})"
+
+    @property
+    def thread(self) -> threading.Thread:
+        """The thread that waits."""
+        return self._thread
+
+    @property
+    def call(self) -> Call[T]:
+        """The call that is waited for."""
+        return self._call
+
+    def submit(self, call: Call[Any]) -> Call[Any]:
+        """Have `call` run in the thread that waits. From any thread.
+
+        Raises:
+            RuntimeError: The wait is over.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{call.name} cannot be sent back: nobody waits for {self._call.name} any more")
+            self._adopt(call)
+            self._sent_back.add(call)
+            self._todo.append(call)
+        call._when_done(self._sent_back.discard)
+        self._wake()
+        return call
+
+    def add_done_callback(self, call: Call[Any]) -> Call[Any]:
+        """Have `call` run in the thread that waits when the wait is over, however it ended. From any thread.
+
+        What it raises is reported, and keeps none of the others from running.
+
+        Raises:
+            RuntimeError: The wait is over.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"{self._call!r} is not waited for any more")
+            self._adopt(call)
+            self._done_callbacks.append(call)
+        return call
+
+    def _wake(self) -> None:
+        raise NotImplementedError
+
+    def _cancel_sent_back(self) -> None:
+        # The lock is held only to copy: cancelling calls back into this waiter.
+        with self._lock:
+            sent_back = list(self._sent_back)
+        for call in sent_back:
+            call.cancel()
+
+    def _ended(self) -> None:
+        """The call is over. If not by itself, what it sent back is not wanted any more."""
+        if self._call.state in (State.CANCELLED, State.TIMEDOUT):
+            self._cancel_sent_back()
+
+    def _close_if_idle(self) -> bool:
+        with self._lock:
+            self._closed = not self._todo
+            return self._closed
+
+    def _report(self, callback: Call[Any]) -> None:
+        if callback.state is State.FAILED:
+            cancellation._report(callback._value, f"a done callback of {self._call!r} failed")
+
+
+_blocked: dict[threading.Thread, list[SyncWaiter[Any]]] = {}  # the waiters of each thread, innermost last
+
+
+class SyncWaiter(Waiter[T]):
+    """Waits for a call in a thread that may block.
+
+    Asynchronous calls that are sent back run in a loop of their own, as in `asyncio.run`.
+    """
+
+    @staticmethod
+    def of_thread(thread: threading.Thread) -> SyncWaiter[Any] | None:
+        """The waiter that blocks `thread` now, if there is one. From any thread."""
+        waiters = _blocked.get(thread)
+        try:
+            return waiters[-1] if waiters else None
+        except IndexError:  # it ended meanwhile
+            return None
+
+    def lend(self, call: Call[Any], portal: Portal) -> bool:
+        """Run a call of `portal` in the waiting thread, though it was not sent back. False if the wait is over."""
+        with self._lock:
+            if self._closed:
+                return False
+            portal._adopt(call)
+            self._todo.append(call)
+        self._wake()
+        return True
+
+    def __init__(self, call: Call[T]) -> None:
+        super().__init__(call)
+        self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def _wake(self) -> None:
+        self._inbox.put(None)
+
+    def wait(self) -> Call[T]:
+        """Run what is sent back until the call is over; then the done callbacks. In the thread that made the waiter.
+
+        Returns the call, also one that failed. If this thread is interrupted (KeyboardInterrupt), or its code is
+        cancelled, the call is cancelled, its clean-up waited for, and the exception raised. A second
+        KeyboardInterrupt ends the wait at once; the call goes on with its clean-up.
+
+        Raises:
+            RuntimeError: The wait could never end, because this thread is the one that must run the call.
+        """
+        call = self._call
+        if call._portal is not None:
+            call._portal._check_wait(call)
+        call._when_done(self._inbox.put)
+        thread = interruptible_thread()
+        mark = Wait(call.cancel)
+        thread.enter(mark)
+        blocked = _blocked.setdefault(self._thread, [])
+        blocked.append(self)
+        try:
+            if thread.owed(below=mark):
+                call.cancel()
+            try:
+                self._serve()
+            except KeyboardInterrupt:
+                call.cancel()
+                self._serve()
+                raise
+        finally:
+            blocked.remove(self)
+            if not blocked:
+                del _blocked[self._thread]
+            thread.leave(mark)
+            with self._lock:
+                self._closed = True
+            for callback in self._done_callbacks:
+                self._run(callback)
+                self._report(callback)
+        if thread.depth:
+            thread.checkpoint()
+        return call
+
+    def _serve(self) -> None:
+        call, inbox = self._call, self._inbox
+        while True:
+            while self._todo:
+                sent_back = self._todo.popleft()
+                self._run(sent_back)
+                if isinstance(sent_back._value, KeyboardInterrupt):
+                    # The stop key was meant for all of it, whether or not the call looks at what it sent back.
+                    raise KeyboardInterrupt
+                del sent_back
+            if call.done():
+                self._ended()
+                if self._close_if_idle():
+                    return
+                continue
+            timeout = None
+            if call._deadline is not None and call._ending is None:
+                timeout = max(0.0, call._deadline - time.monotonic())
+            try:
+                # Ends with what is submitted or with the call, which ends at its deadline whatever it does.
+                cancellation.block(inbox, timeout)
+            except queue.Empty:
+                call._time_out()
+
+    def _run(self, call: Call[Any]) -> None:
+        rest = call.run()
+        if rest is not None:
+            call._fail(
+                RuntimeError(
+                    f"{call.name} is asynchronous, and the thread that waits for {self._call.name} blocks its loop: "
+                    "it cannot run there. Wait with `await`, or send back a synchronous function"
+                )
+            )
+            rest.close()
+
+
+class AsyncWaiter(Waiter[T]):
+    """Waits for a call in a task. What is sent back runs in the task's loop, asynchronous calls concurrently."""
+
+    def __init__(self, call: Call[T]) -> None:
+        super().__init__(call)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._running: set[asyncio.Task[None]] = set()
+
+    def _wake(self) -> None:
+        loop = self._loop
+        if loop is not None:
+            try:
+                loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:
+                self._cancel_sent_back()  # the loop was closed under the wait
+
+    def _drain(self) -> None:
+        loop = self._loop
+        assert loop is not None
+        while self._todo:
+            start_on_loop(self._todo.popleft(), loop, self._running)
+
+    async def wait(self) -> Call[T]:
+        """Run what is sent back until the call, and all that, is over; then the done callbacks.
+
+        Returns the call, also one that failed. Cancelling the task that waits cancels the call and what it sent
+        back, and waits for the clean-up.
+        """
+        __tracebackhide__ = True
+        call = self._call
+        self._loop = asyncio.get_running_loop()
+        self._drain()
+        cancelled: asyncio.CancelledError | None = None
+        try:
+            awaited = Awaited(call)
+            try:
+                await awaited
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+            finally:
+                awaited.release()
+            if awaited.asked_to_cancel and cancelled is None:
+                cancelled = asyncio.CancelledError()
+            self._ended()
+            while not self._close_if_idle() or self._running:
+                self._drain()
+                try:
+                    if self._running:
+                        await asyncio.wait(list(self._running))
+                except asyncio.CancelledError as exc:
+                    cancelled = exc
+                    self._cancel_sent_back()
+        finally:
+            self._closed = True
+            for callback in self._done_callbacks:
+                start_on_loop(callback, self._loop, self._running)
+                while self._running:
+                    try:
+                        await asyncio.wait(list(self._running))
+                    except asyncio.CancelledError as exc:
+                        cancelled = exc
+                        callback.cancel()
+                self._report(callback)
+        if cancelled is not None:
+            raise cancelled
+        return call

@@ -1,0 +1,194 @@
+"""The stop button: SIGINT becomes a cancel, with clean-up, and ends the cell with KeyboardInterrupt.
+
+ipykernel runs a synchronous cell with Python's own handler, which raises KeyboardInterrupt in whatever runs on the
+main thread. While a cell is suspended that is the kernel's loop, and it would end the kernel. And it runs an
+asynchronous cell with a handler that only asks the loop to cancel the cell, which a blocked loop never does.
+
+So while a handler of the kernel runs (a cell, a comm message), the handler here is installed. On SIGINT,
+
+- if the user's code is running, KeyboardInterrupt is raised in it, as ever;
+- each cell and callback that is suspended, and an asynchronous cell, is cancelled through the loop: what it awaits
+  is cancelled, with all its tasks, and cleans up. The `asyncio.CancelledError` that comes out of the outermost
+  `run()` of the cell, or of the asynchronous cell itself, becomes KeyboardInterrupt;
+- if neither the user's code runs nor something is suspended, but the switching between them, KeyboardInterrupt is
+  owed, and raised when `run()` returns.
+
+A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own.
+
+A signal handler can be set on the main thread alone, and cells of subshells run on others: there nothing is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from ipyportal.concurrency.suspension import Suspendable, current_suspendable
+from ipyportal.sync import Host
+
+__all__ = ["Interrupts"]
+
+# Frames of these modules may be between two states that must not be torn apart.
+_DELICATE = ("ipyportal.concurrency.suspension", "ipyportal.sync", "ipyportal.notebook.")
+
+
+class _Watch:
+    """A task whose code can be interrupted: a handler of the kernel, or an asynchronous cell."""
+
+    __slots__ = ("asked", "coroutine", "grace", "interrupted", "is_cell", "loop", "task")
+
+    def __init__(self, coroutine: Suspendable[Any], is_cell: bool) -> None:
+        self.coroutine = coroutine
+        self.is_cell = is_cell
+        self.loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task()
+        self.interrupted = False  # a SIGINT came that has not ended the code yet
+        self.asked = False  # and the task was asked to end
+        self.grace: asyncio.TimerHandle | None = None
+
+
+class Interrupts:
+    """The stop button's way to what runs on the main thread."""
+
+    def __init__(self, host: Host, user_namespace: dict[str, Any]) -> None:
+        self.grace = 10.0
+        """Seconds that a clean-up may take before the wait for it is given up."""
+        self._host = host
+        self._user_namespace = user_namespace
+        self._watches: list[_Watch] = []
+
+    @contextmanager
+    def watch(self, *, is_cell: bool) -> Iterator[None]:
+        """Around the code of a handler or an asynchronous cell, in its task."""
+        coroutine = current_suspendable()
+        if coroutine is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        watch = _Watch(coroutine, is_cell)
+        before = signal.getsignal(signal.SIGINT)
+        self._watches.append(watch)
+        signal.signal(signal.SIGINT, self._on_sigint)
+        try:
+            yield
+        finally:
+            self._watches.remove(watch)
+            if watch.grace is not None:
+                watch.grace.cancel()
+            if not self._watches:
+                self._host.interrupt_owed = False
+            if before is not None and signal.getsignal(signal.SIGINT) == self._on_sigint:
+                signal.signal(signal.SIGINT, before)
+                if self._watches and before != self._on_sigint:
+                    # A callback is still suspended. The kernel puts its own handler back after this one returns;
+                    # then ours is needed again.
+                    watch.loop.call_soon(self._install_again)
+
+    def _install_again(self) -> None:
+        current = signal.getsignal(signal.SIGINT)
+        if self._watches and current != self._on_sigint:
+            remaining = self._watches[-1]
+            signal.signal(signal.SIGINT, self._on_sigint)
+            if remaining.task is not None:
+                remaining.task.add_done_callback(lambda _: self._put_back(current))
+
+    def _put_back(self, handler: Any) -> None:
+        if not self._watches and signal.getsignal(signal.SIGINT) == self._on_sigint:
+            signal.signal(signal.SIGINT, handler)
+
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the cell's handler."""
+        handler: Any = None
+        if threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+        if handler is None or handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
+            yield
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
+
+    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        __tracebackhide__ = True
+        # Runs on the main thread, between any two bytecodes: it takes no lock and runs no code of the user.
+        running = current_suspendable()
+        in_code = running is not None and running.runs_here()
+        raise_here = in_code and self._may_raise(frame)
+        for watch in list(self._watches):
+            if watch.coroutine is running and in_code:
+                if raise_here:
+                    continue
+                # Its code, in the middle of the switching. If it waits next it is cancelled, if not it is owed.
+                self._host.interrupt_owed = True
+            elif not (watch.coroutine.suspended or watch.is_cell):
+                continue  # a handler that awaits its asynchronous cell, which is watched itself
+            watch.interrupted = True
+            watch.loop.call_soon_threadsafe(self._ask, watch)
+        if raise_here:
+            raise KeyboardInterrupt
+
+    def _may_raise(self, frame: FrameType | None) -> bool:
+        """Whether the user's code is running, and nothing that must not be torn apart."""
+        if frame is None or frame.f_globals.get("__name__", "").startswith(_DELICATE):
+            return False
+        while frame is not None:
+            if frame.f_globals is self._user_namespace:
+                return True
+            frame = frame.f_back
+        return False
+
+    def _ask(self, watch: _Watch) -> None:
+        """Cancel what is watched; if it has been, give up the wait for its clean-up. On the loop."""
+        if not watch.interrupted or watch not in self._watches:
+            return  # it was raised meanwhile
+        self._host.interrupt_owed = False
+        if not watch.asked:
+            watch.asked = True
+            watch.coroutine.stop()
+            watch.grace = watch.loop.call_later(self.grace, watch.coroutine.abandon)
+        elif not watch.coroutine.abandon():
+            watch.coroutine.stop()
+
+    def _watch_of_current_task(self) -> _Watch | None:
+        coroutine = current_suspendable()
+        for watch in reversed(self._watches):
+            if watch.coroutine is coroutine:
+                return watch
+        return None
+
+    def take(self) -> bool:
+        """Whether the CancelledError at hand is an interrupt. If so, it is not a cancel any more."""
+        watch = self._watch_of_current_task()
+        if watch is None or not watch.interrupted:
+            return False
+        self._forget(watch)
+        return True
+
+    def _forget(self, watch: _Watch) -> None:
+        watch.interrupted = False
+        self._host.interrupt_owed = False
+        if watch.asked:
+            watch.asked = False
+            watch.coroutine.resume_patience()
+            if watch.task is not None:
+                watch.task.uncancel()
+        if watch.grace is not None:
+            watch.grace.cancel()
+            watch.grace = None
+
+    def raise_owed(self) -> None:
+        """Raise the KeyboardInterrupt that could not be raised when it came, if this is the code it is owed to."""
+        __tracebackhide__ = True
+        watch = self._watch_of_current_task()
+        if watch is not None and watch.interrupted and not watch.asked:
+            self._forget(watch)
+            if sys.exc_info()[0] is None or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+                raise KeyboardInterrupt

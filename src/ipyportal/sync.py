@@ -1,0 +1,354 @@
+"""`run` and `submit`: asynchronous code from synchronous code, wherever that is.
+
+The rule of where a call runs and how its caller waits is the table in `run`'s docstring.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import types
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, TypeVar, cast, overload
+
+from ipyportal.concurrency.api import wait_for
+from ipyportal.concurrency.calls import Call
+from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after, check_timeout
+from ipyportal.concurrency.portals import LoopPortal, Portal
+from ipyportal.concurrency.suspension import suspend, suspendable_here
+from ipyportal.concurrency.threads import get_global_loop, submit_to_new_thread
+
+__all__ = ["Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
+
+T = TypeVar("T")
+
+Route = Literal["kernel", "loop", "thread"] | Portal
+"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for itself, or a portal."""
+
+_NAMES = ("kernel", "loop", "thread")
+
+
+class Host:
+    """What surrounds the synchronous code: nothing in particular. The notebook extension replaces it by a kernel."""
+
+    kernel_portal: Portal | None = None
+    interrupt_owed = False
+
+    def blocking(self) -> AbstractContextManager[object]:
+        """Entered while a wait blocks its thread."""
+        return nullcontext()
+
+    def interrupted(self) -> bool:
+        """Whether the CancelledError that comes out of a suspended wait is an interrupt; then it is taken back."""
+        return False
+
+    def raise_owed(self) -> None:
+        """Raise the KeyboardInterrupt that came while it could not be raised."""
+
+
+host = Host()
+_route: Route | None = None
+_warned = False
+
+
+def get_route() -> Route | None:
+    """The session's default for ``on=``; None for the rule."""
+    return _route
+
+
+def set_route(on: Route | None) -> None:
+    """Set the session's default for ``on=`` of `run` and `submit`; None goes back to the rule."""
+    global _route
+    _check_route(on)
+    _route = on
+
+
+def _check_route(on: Any) -> None:
+    if on is not None and on not in _NAMES and not isinstance(on, Portal):
+        raise (ValueError if isinstance(on, str) else TypeError)(
+            f'on= must be "kernel", "loop", "thread" or a Portal, not {on!r}'
+        )
+
+
+@overload
+def run(
+    work: Callable[..., Coroutine[Any, Any, T]],
+    /,
+    *args: Any,
+    timeout: float | None = None,
+    on: Route | None = None,
+    **kwargs: Any,
+) -> T: ...
+@overload
+def run(work: Awaitable[T], /, *, timeout: float | None = None, on: Route | None = None) -> T: ...
+@overload
+def run(
+    work: Callable[..., T], /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
+) -> T: ...
+def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any) -> Any:
+    """``await work``, in synchronous code. From any thread.
+
+    ================================================== ============================ =================================
+    where `run()` is called                            where the call runs          how the caller waits
+    ================================================== ============================ =================================
+    anywhere, with a Task or Future                    the loop it belongs to       as below for this caller
+    in a cell, a widget callback, a call on the        this thread's own loop       suspended; the loop goes on
+    EventLoopThread: a task that can be suspended
+    in any other thread without a running loop         the global EventLoopThread   blocked, running what is sent back
+    in a thread whose loop runs, and which cannot be   the global EventLoopThread   blocked, and that loop with it: one
+    suspended                                                                       warning says so
+    ================================================== ============================ =================================
+
+    Args:
+        work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs;
+            or a `Call`, which is submitted if it has not been.
+        timeout: Seconds for it to be over.
+        on: Overrides where it runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`.
+
+    Raises:
+        TimeoutError: It was not over in time, and was cancelled.
+        concurrent.futures.CancelledError: It was cancelled.
+        KeyboardInterrupt: The stop button or Ctrl-C; the call was cancelled, and its clean-up waited for.
+        TypeError: `work` is nothing that can be awaited or called.
+        ValueError: `timeout` is negative, or `on` is no route.
+        RuntimeError: The wait could never end.
+        BaseException: What `work` raised.
+    """
+    __tracebackhide__ = True
+    current = suspendable_here()
+    here = current is not None
+    try:
+        if (
+            current is not None
+            and type(work) is types.CoroutineType
+            and timeout is None
+            and on is None
+            and _route is None
+            and not args
+            and not kwargs
+        ):
+            return current.drive(work)  # what the lines below come to, for the commonest case
+        timeout = check_timeout(timeout)
+        _check_route(on)
+        _check_work(work, args, kwargs, on)
+        if on is None:
+            on = _route
+        if asyncio.isfuture(work) and on is None:
+            return _run_future(work, timeout, here)
+        if here and (on is None or (on == "kernel" and _on_kernel_thread())) and not isinstance(work, Call):
+            return _run_here(work, args, kwargs, timeout)
+        if on == "kernel" and not here and _on_kernel_thread() and not inspect.isawaitable(work):
+            return _call_here(work, args, kwargs, timeout)
+        return _run_there(work, args, kwargs, timeout, on, here)
+    except asyncio.CancelledError:
+        if here and host.interrupted():
+            raise KeyboardInterrupt from None
+        raise
+    except RuntimeError as exc:
+        if any(text in str(exc) for text in _FOREIGN_LOOP):
+            exc.add_note(
+                "ipyportal: an object made on one event loop was used on another. Make it where it is used, inside "
+                'the call; or choose the loop it was made on: run(..., on="kernel") for objects made in a cell with '
+                'await, on="loop" for those made by submit(); %portal shows the loops'
+            )
+        raise
+    finally:
+        if host.interrupt_owed and here:
+            host.raise_owed()
+
+
+_FOREIGN_LOOP = ("attached to a different loop", "is bound to a different event loop")
+
+
+def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Route | None) -> None:
+    if isinstance(work, Call) or inspect.isawaitable(work):
+        if args or kwargs:
+            raise TypeError("arguments go with a function: run(fn, *args), not run(fn(...), *args)")
+        return
+    if inspect.isasyncgen(work):
+        raise TypeError(
+            "an async generator cannot be awaited: collect it in an async function, "
+            "run(collect) with `async def collect(): return [x async for x in gen]`"
+        )
+    if not callable(work):
+        raise TypeError(
+            f"run() and submit() need an awaitable or a function, not {type(work).__name__}: "
+            "run(fetch(url)) or run(fetch, url)"
+        )
+    if inspect.isasyncgenfunction(work):
+        raise TypeError(
+            f"{work.__qualname__} is an async generator function, which cannot be awaited: collect it in an async "
+            "function, run(collect) with `async def collect(): return [x async for x in ...]`"
+        )
+    if on is None and not args and not kwargs and isinstance(work, types.BuiltinFunctionType):
+        raise TypeError(
+            f"{work.__qualname__} is synchronous, there is nothing to await: call it, {work.__name__}(), "
+            'or run(..., on="thread") to run it in a thread'
+        )
+
+
+def _on_kernel_thread() -> bool:
+    return host.kernel_portal is not None and threading.current_thread() is threading.main_thread()
+
+
+# --- suspended, on this thread's own loop ----------------------------------------------------------------------------
+
+
+def _run_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+    __tracebackhide__ = True
+    if timeout is not None:
+        return suspend(_within(work, args, kwargs, timeout))
+    if callable(work) and not inspect.isawaitable(work):
+        work = work(*args, **kwargs)
+        if not inspect.isawaitable(work):
+            return work
+    return suspend(work)
+
+
+async def _within(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> Any:
+    __tracebackhide__ = True
+    with cancel_async_after(timeout):
+        if callable(work) and not inspect.isawaitable(work):
+            work = _call_here(work, args, kwargs, timeout)
+        return await work if inspect.isawaitable(work) else work
+
+
+def _call_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+    """Call a function in this thread; its synchronous part is interrupted when the time is over."""
+    __tracebackhide__ = True
+    if timeout is None:
+        return work(*args, **kwargs)
+    with cancel_sync_after(timeout):
+        return work(*args, **kwargs)
+
+
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+async def _await(work: Awaitable[T]) -> T:
+    __tracebackhide__ = True
+    return await work
+
+
+def _as_call(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Call[Any]:
+    if isinstance(work, Call):
+        call: Call[Any] = work
+    elif inspect.isawaitable(work):
+        call = Call.new(_await, work)
+        call.name = str(getattr(work, "__qualname__", type(work).__qualname__))
+    else:
+        call = Call(work, args, kwargs or None)
+    if timeout is not None and not (call.portal is not None):
+        call.set_timeout(timeout)
+    return call
+
+
+def _submitter(on: Route | None) -> Callable[[Call[Any]], Call[Any]]:
+    if on is None or on == "loop":
+        return get_global_loop().submit
+    if on == "thread":
+        return submit_to_new_thread
+    if on == "kernel":
+        if host.kernel_portal is None:
+            raise RuntimeError(
+                'on="kernel" needs a Jupyter kernel with the extension: type %load_ext ipyportal in a cell'
+            )
+        return host.kernel_portal.submit
+    assert isinstance(on, Portal)
+    return on.submit
+
+
+def _run_there(
+    work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, on: Route | None, here: bool
+) -> Any:
+    __tracebackhide__ = True
+    call = _as_call(work, args, kwargs, timeout)
+    if call.portal is not None:
+        return call.result(timeout)
+    if here:
+        return wait_for(_submitter(on), call)
+    if asyncio._get_running_loop() is not None:
+        _warn_that_the_loop_blocks()
+    with host.blocking():
+        return wait_for(_submitter(on), call)
+
+
+def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) -> T:
+    __tracebackhide__ = True
+    loop = future.get_loop()
+    if here and loop is asyncio._get_running_loop():
+        return cast(T, _run_here(future, (), {}, timeout))
+    if future.done():
+        return future.result()
+    if loop.is_closed():
+        raise RuntimeError("Event loop is closed")
+    if not loop.is_running() and asyncio._get_running_loop() is None:
+        # Nobody else runs it: a task made by an `await` cell of terminal IPython, say.
+        with host.blocking():
+            return loop.run_until_complete(asyncio.wait_for(future, timeout))
+    return cast(T, _run_there(future, (), {}, timeout, LoopPortal(loop, "the loop of the awaited future"), here))
+
+
+def _warn_that_the_loop_blocks() -> None:
+    global _warned
+    if not _warned:
+        _warned = True
+        warnings.warn(
+            "run() blocks the event loop that runs in this thread: its caller cannot be suspended here. In a cell, "
+            "load the extension in an earlier one: %load_ext ipyportal. In asynchronous code, use await",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+
+
+@overload
+def submit(
+    work: Callable[..., Coroutine[Any, Any, T]],
+    /,
+    *args: Any,
+    timeout: float | None = None,
+    on: Route | None = None,
+    **kwargs: Any,
+) -> Call[T]: ...
+@overload
+def submit(work: Awaitable[T], /, *, timeout: float | None = None, on: Route | None = None) -> Call[T]: ...
+@overload
+def submit(
+    work: Callable[..., T], /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
+) -> Call[T]: ...
+def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any) -> Call[Any]:
+    """Start `work`, and return its `Call` at once. From any thread.
+
+    It runs on the global `EventLoopThread`, or `on` another route, or, a Task or Future, on its own loop. In a
+    notebook what it prints and displays goes to the cell that launched it, also after that cell has ended.
+
+    Args:
+        work, args, kwargs, timeout, on: As for `run`.
+
+    Raises:
+        TypeError, ValueError: As `run` does, before anything runs.
+    """
+    timeout = check_timeout(timeout)
+    _check_route(on)
+    _check_work(work, args, kwargs, on)
+    if on is None:
+        on = _route
+    if asyncio.isfuture(work) and on is None:
+        on = LoopPortal(work.get_loop(), "the loop of the awaited future")
+    return _submitter(on)(_as_call(work, args, kwargs, timeout))
+
+
+def on_kernel_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    """Run ``fn(*args, **kwargs)`` on the kernel's thread and return its result. From any thread.
+
+    For what belongs to that thread: matplotlib, sqlite3 connections, ``input()``, widgets. While a cell runs
+    synchronous code that does not wait, the call waits for it.
+
+    Raises:
+        RuntimeError: The extension is not loaded in a Jupyter kernel.
+        BaseException: What `fn` raised.
+    """
+    return run(fn, *args, on="kernel", **kwargs)
