@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, TypeVar, cast, overload
 
 from ipyportal.concurrency.api import wait_for
-from ipyportal.concurrency.calls import Call
+from ipyportal.concurrency.calls import Call, name_of
 from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after, check_timeout
 from ipyportal.concurrency.portals import LoopPortal, Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
@@ -41,9 +41,16 @@ class Host:
         """Entered while a wait blocks its thread."""
         return nullcontext()
 
+    def advice(self) -> str:
+        """What to do about a caller that cannot be suspended."""
+        return "In a cell, load the extension in an earlier one: %load_ext ipyportal. In asynchronous code, use await"
+
     def interrupted(self) -> bool:
         """Whether the CancelledError that comes out of a suspended wait is an interrupt; then it is taken back."""
         return False
+
+    def launched(self, call: Call[Any]) -> object:
+        """Told of each call that `submit` started."""
 
     def raise_owed(self) -> None:
         """Raise the KeyboardInterrupt that came while it could not be raised."""
@@ -141,7 +148,10 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         if here and (on is None or (on == "kernel" and _on_kernel_thread())) and not isinstance(work, Call):
             return _run_here(work, args, kwargs, timeout)
         if on == "kernel" and not here and _on_kernel_thread() and not inspect.isawaitable(work):
-            return _call_here(work, args, kwargs, timeout)
+            work, args, kwargs = _call_here(work, args, kwargs, timeout), (), {}
+            if not inspect.isawaitable(work):
+                return work
+            # Only this thread's loop could run it, and it cannot run while we wait: the line below says so.
         return _run_there(work, args, kwargs, timeout, on, here)
     except asyncio.CancelledError:
         if here and host.interrupted():
@@ -210,7 +220,8 @@ def _run_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout:
 
 async def _within(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> Any:
     __tracebackhide__ = True
-    with cancel_async_after(timeout):
+    with cancel_async_after(timeout) as scope:
+        scope.name = name_of(work)
         if callable(work) and not inspect.isawaitable(work):
             work = _call_here(work, args, kwargs, timeout)
         return await work if inspect.isawaitable(work) else work
@@ -221,7 +232,8 @@ def _call_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout
     __tracebackhide__ = True
     if timeout is None:
         return work(*args, **kwargs)
-    with cancel_sync_after(timeout):
+    with cancel_sync_after(timeout) as scope:
+        scope.name = name_of(work)
         return work(*args, **kwargs)
 
 
@@ -238,7 +250,7 @@ def _as_call(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: 
         call: Call[Any] = work
     elif inspect.isawaitable(work):
         call = Call.new(_await, work)
-        call.name = str(getattr(work, "__qualname__", type(work).__qualname__))
+        call.name = name_of(work)
     else:
         call = Call(work, args, kwargs or None)
     if timeout is not None and not (call.portal is not None):
@@ -267,13 +279,22 @@ def _run_there(
     __tracebackhide__ = True
     call = _as_call(work, args, kwargs, timeout)
     if call.portal is not None:
-        return call.result(timeout)
+        return _wait_for_submitted(call, timeout, here)
     if here:
         return wait_for(_submitter(on), call)
     if asyncio._get_running_loop() is not None:
         _warn_that_the_loop_blocks()
     with host.blocking():
         return wait_for(_submitter(on), call)
+
+
+def _wait_for_submitted(call: Call[T], timeout: float | None, here: bool) -> T:
+    """Wait for a call that runs already. As with any other work, the stop button and the time-out end it."""
+    __tracebackhide__ = True
+    if here:
+        return cast(T, _run_here(call, (), {}, timeout))
+    with cancel_sync_after(timeout), host.blocking():
+        return wait_for(lambda call: call, call)
 
 
 def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) -> T:
@@ -297,8 +318,8 @@ def _warn_that_the_loop_blocks() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            "run() blocks the event loop that runs in this thread: its caller cannot be suspended here. In a cell, "
-            "load the extension in an earlier one: %load_ext ipyportal. In asynchronous code, use await",
+            "run() blocks the event loop that runs in this thread: its caller cannot be suspended here. "
+            + host.advice(),
             RuntimeWarning,
             stacklevel=4,
         )
@@ -338,7 +359,9 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
         on = _route
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")
-    return _submitter(on)(_as_call(work, args, kwargs, timeout))
+    call = _submitter(on)(_as_call(work, args, kwargs, timeout))
+    host.launched(call)
+    return call
 
 
 def on_kernel_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

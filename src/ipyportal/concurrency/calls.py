@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ipyportal.concurrency.portals import Portal
     from ipyportal.concurrency.waiters import Waiter
 
-__all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "start_on_loop"]
+__all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "name_of", "start_on_loop"]
 
 T = TypeVar("T")
 
@@ -155,7 +155,7 @@ class Call(Generic[T]):
     def name(self) -> str:
         """The function's qualified name, or what it was set to."""
         if self._name is None:
-            self._name = _name_of(self.fn)
+            self._name = name_of(self.fn)
         return self._name
 
     @name.setter
@@ -251,7 +251,8 @@ class Call(Generic[T]):
         return True
 
     def _cancel_task(self, task: asyncio.Task[None]) -> None:
-        if not self.done():
+        # Not if the hand-over from the synchronous part has done it meanwhile: a request interrupts once.
+        if not self.done() and self._interrupt is not Interrupt.NOTICED:
             self._interrupt = Interrupt.NOTICED
             cancel_task(task)
 
@@ -307,6 +308,14 @@ class Call(Generic[T]):
             if self._ending is None:
                 raise RuntimeError(f"{self!r} has begun before; a call runs once")
             return None
+        return self._run(thread)
+
+    def _run_submitted(self) -> Coroutine[Any, Any, None] | None:
+        """`run` for a portal: its thread must not end because the call was run elsewhere meanwhile."""
+        thread = interruptible_thread()
+        return self._run(thread) if self._begin(thread, None) else None
+
+    def _run(self, thread: InterruptibleThread) -> Coroutine[Any, Any, None] | None:
         context = self._context
         assert context is not None
         timer = None
@@ -326,10 +335,14 @@ class Call(Generic[T]):
             if not inspect.isawaitable(result):
                 self._finish(_FINISHED, result)
             elif asyncio._get_running_loop() is not None:
-                return CallCoroutine(self, awaitable=result)
+                return CallCoroutine(self, awaitable=result, context=context)
             else:
-                with asyncio.Runner() as runner:
-                    runner.run(CallCoroutine(self, awaitable=result), context=context)
+                try:
+                    with asyncio.Runner() as runner:
+                        runner.run(CallCoroutine(self, awaitable=result, alone=True), context=context)
+                except BaseException as exc:  # noqa: BLE001 - Ctrl-C, or what tasks that were left behind raise
+                    if not self._fail(exc):
+                        cancellation._report(exc, f"what {self!r} left behind failed")
         finally:
             if timer is not None:
                 timer.cancel()
@@ -350,8 +363,8 @@ class Call(Generic[T]):
     def _time_out(self) -> None:
         self._end(State.TIMEDOUT)
 
-    def _fail(self, exc: BaseException) -> None:
-        """End the call with what its code raised."""
+    def _fail(self, exc: BaseException) -> bool:
+        """End the call with what its code raised. False if it was over."""
         if (traceback := exc.__traceback__) is not None:
             # Without the frame that caught it: it is ours, and its locals would keep the call alive.
             traceback = traceback.tb_next
@@ -359,12 +372,8 @@ class Call(Generic[T]):
                 traceback = traceback.tb_next
             exc.__traceback__ = traceback
         if isinstance(exc, asyncio.CancelledError):
-            if self._ending is State.TIMEDOUT:
-                self._finish(State.TIMEDOUT, exc)
-            else:
-                self._finish(_CANCELLED, exc)
-        else:
-            self._finish(State.FAILED, exc)
+            return self._finish(State.TIMEDOUT if self._ending is State.TIMEDOUT else _CANCELLED, exc)
+        return self._finish(State.FAILED, exc)
 
     def _finish(self, state: State, value: Any) -> bool:
         """To a final state, once. False if the call was over, which happens to one that was abandoned."""
@@ -375,7 +384,7 @@ class Call(Generic[T]):
                 value = self._as_exception(state, value)
                 self._traceback = value.__traceback__
             if self._name is None:
-                self._name = _name_of(self.fn)
+                self._name = name_of(self.fn)
             self._value = value
             self._state = state
             callbacks, self._callbacks = self._callbacks, None
@@ -415,7 +424,7 @@ class Call(Generic[T]):
         def callback(call: Call[T]) -> None:
             try:
                 fn(call)
-            except Exception as exc:  # noqa: BLE001 - reported
+            except BaseException as exc:  # noqa: BLE001 - reported; a SystemExit must not end the thread of others
                 cancellation._report(exc, f"a done callback of {call!r} failed")
 
         self._when_done(callback)
@@ -473,8 +482,17 @@ class Call(Generic[T]):
             self._take()
         return cast(BaseException, self._value)
 
+    def _check_wait(self) -> None:
+        """Raise RuntimeError if the code that would wait is the call's own."""
+        thread, task = self._thread, self._task
+        if (task is not None and asyncio._get_running_loop() is not None and task is asyncio.current_task()) or (
+            thread is not None and thread is interruptible_thread() and thread.runs(self)
+        ):
+            raise RuntimeError(f"waiting here for {self!r} would never end: it is this very code that waits")
+
     def _wait(self, timeout: float | None) -> None:
         timeout = check_timeout(timeout)
+        self._check_wait()
         if can_suspend():
             suspend(self._wait_suspended(timeout))
             return
@@ -529,6 +547,7 @@ class Call(Generic[T]):
     def __await__(self) -> Generator[Any, None, T]:
         __tracebackhide__ = True
         if not self.done():
+            self._check_wait()
             awaited = Awaited(self)
             try:
                 yield from awaited
@@ -560,7 +579,10 @@ class Call(Generic[T]):
 _INVOKE_CODE = Call._invoke.__code__
 
 
-def _name_of(fn: Any) -> str:
+def name_of(fn: Any) -> str:
+    """What messages call a function, a coroutine, a `Call`."""
+    if isinstance(fn, Call):
+        return fn.name
     while isinstance(getattr(fn, "func", None), types.FunctionType):  # functools.partial
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
@@ -659,7 +681,7 @@ class CallCoroutine(CoroutineWrapper[None]):
     that ends it. It raises nothing: the task always ends well.
     """
 
-    __slots__ = ("_call", "_running", "_task", "_timer")
+    __slots__ = ("_alone", "_call", "_context", "_running", "_task", "_timer")
 
     def __init__(
         self,
@@ -667,7 +689,11 @@ class CallCoroutine(CoroutineWrapper[None]):
         running: set[asyncio.Task[None]] | None = None,
         *,
         awaitable: Awaitable[Any] | None = None,
+        context: contextvars.Context | None = None,
+        alone: bool = False,
     ) -> None:
+        self._context = context  # the call's, where the task has another
+        self._alone = alone  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
         self._call: Call[Any] | None = call
         self._inner: Coroutine[Any, Any, Any] | None = None
         self._running = running
@@ -684,6 +710,8 @@ class CallCoroutine(CoroutineWrapper[None]):
                 self._over()
                 raise StopIteration
         try:
+            if self._context is not None:
+                return self._context.run(inner.send, value)
             return inner.send(value)
         except StopIteration as stop:
             call = self._call
@@ -692,7 +720,7 @@ class CallCoroutine(CoroutineWrapper[None]):
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             call = self._call
             assert call is not None
-            call._fail(exc)
+            self._fail(call, exc)
         del call, inner
         self._over()
         raise StopIteration
@@ -708,14 +736,22 @@ class CallCoroutine(CoroutineWrapper[None]):
         if self._task is None:
             self._adopt(call)
         try:
+            if self._context is not None:
+                return self._context.run(inner.throw, exc)
             return inner.throw(exc)
         except StopIteration as stop:
             call._finish(_FINISHED, stop.value)
         except BaseException as error:  # noqa: BLE001
-            call._fail(error)
+            self._fail(call, error)
         del call, inner, exc, typ, val, tb
         self._over()
         raise StopIteration
+
+    def _fail(self, call: Call[Any], exc: BaseException) -> None:
+        if self._alone and isinstance(exc, asyncio.CancelledError) and call._ending is None:
+            self._over()
+            raise exc
+        call._fail(exc)
 
     def close(self) -> None:
         inner, call = self._inner, self._call
@@ -782,9 +818,12 @@ class CallCoroutine(CoroutineWrapper[None]):
     def _over(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        if self._running is not None and self._task is not None:
-            self._running.discard(self._task)
-        self._call = self._inner = self._task = self._timer = None
+        if self._running is not None:
+            # A task that is cancelled before its first step has not been seen here before.
+            task = self._task or asyncio.current_task()
+            if task is not None:
+                self._running.discard(task)
+        self._call = self._inner = self._task = self._timer = self._context = None
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
@@ -802,5 +841,6 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     context = call._context
     if context is None:
         return  # cancelled while it was queued
-    coroutine = suspendable(CallCoroutine(call, running))
-    running.add(loop.create_task(coroutine, context=context))
+    task = loop.create_task(suspendable(CallCoroutine(call, running)), context=context)
+    if not task.done():  # an eager task may be over already
+        running.add(task)

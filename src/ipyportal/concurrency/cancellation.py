@@ -72,7 +72,9 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
         return None
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         try:
-            timeout = float(timeout.__float__())  # numpy scalars, Fraction, Decimal
+            if isinstance(timeout, bool):
+                raise TypeError
+            timeout = float(timeout.__float__())  # type: ignore[unreachable]  # numpy scalars, Fraction, Decimal
         except (AttributeError, TypeError, ValueError):
             raise TypeError(f"{what} must be a number of seconds or None, not {type(timeout).__name__}") from None
     if math.isnan(timeout) or timeout < 0:
@@ -124,16 +126,15 @@ class Clock:
         self._order = itertools.count()
         self._dead = 0
         self._thread: threading.Thread | None = None
-        self._stopping = False
 
     def call_at(self, when: float, fn: Callable[[], object]) -> Timer:
         timer = Timer(self, fn)
         with self._changed:
             heapq.heappush(self._heap, (when, next(self._order), timer))
             if self._thread is None:
-                self._stopping = False
-                self._thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
+                thread.start()
+                self._thread = thread
             elif self._heap[0][2] is timer:  # only an earliest deadline needs to wake the clock
                 self._changed.notify()
         return timer
@@ -159,7 +160,8 @@ class Clock:
 
     def _next(self) -> Timer | None:
         with self._changed:
-            while not self._stopping:
+            # Not a flag: after a stop another thread may be the clock before this one has looked.
+            while self._thread is threading.current_thread():
                 if not self._heap:
                     self._changed.wait()
                     continue
@@ -179,7 +181,6 @@ class Clock:
         """End the thread and drop all deadlines. The next one starts it anew."""
         with self._changed:
             thread, self._thread = self._thread, None
-            self._stopping = True
             self._heap.clear()
             self._dead = 0
             self._changed.notify_all()
@@ -307,6 +308,10 @@ class InterruptibleThread:
     def depth(self) -> int:
         return len(self._stack)
 
+    def runs(self, target: Interruptible) -> bool:
+        """True if the code of `target` is running, or waiting, in this thread."""
+        return target in self._stack
+
     def request(self, target: Interruptible) -> bool:
         """Interrupt `target`. From any thread. False if this thread is not running it now."""
         with self._lock:
@@ -410,6 +415,13 @@ class InterruptibleThread:
 _NOT_INSTALLED = object()
 
 
+def _after_fork() -> None:
+    """In a forked child, where locks may be held by threads that do not exist."""
+    clock._reset()
+    if (thread := _local.interruptible) is not None:
+        thread._lock = threading.RLock()
+
+
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
     import ctypes  # only when something is cancelled: importing it costs more than the rest of this module
 
@@ -484,6 +496,8 @@ class CancelScope:
     """
 
     def __init__(self, deadline: float | None, timeout: float | None) -> None:
+        self.name = "the code in the cancel scope"
+        """What a TimeoutError calls it."""
         self._deadline = deadline
         self._timeout = timeout
         self._lock = threading.RLock()
@@ -527,7 +541,7 @@ class CancelScope:
         self._outcome = self._ending
         if self._ending is _Ending.DEADLINE:
             seconds = "" if self._timeout is None else f" after {self._timeout:g} s"
-            raise TimeoutError(f"the code in the cancel scope timed out{seconds}") from exc
+            raise TimeoutError(f"{self.name} timed out{seconds}") from exc
 
 
 class SyncCancelScope(CancelScope):

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ipyportal.concurrency import cancellation
 from ipyportal.concurrency.calls import Call, start_on_loop
 from ipyportal.concurrency.cancellation import clock
 from ipyportal.concurrency.portals import Portal
@@ -211,7 +212,7 @@ class WorkerThread(_ThreadPortal):
         # Each wait ends: with a call, or with the None of the shutdown.
         while (call := inbox.get()) is not None:
             self._current = call
-            call.run()
+            call._run_submitted()
             self._current = None
             del call
         self._phase = _Phase.CLOSED
@@ -282,9 +283,10 @@ class EventLoopThread(_ThreadPortal):
         # empties the inbox, so a call appended after it looked finds the flag cleared and wakes it again.
         if not self._woken:
             self._woken = True
+            loop = self._loop
             try:
-                assert self._loop is not None
-                self._loop.call_soon_threadsafe(self._drain, context=self._context)
+                if loop is not None:
+                    loop.call_soon_threadsafe(self._drain, context=self._context)
             except RuntimeError:
                 pass  # the loop was closed meanwhile; the phase says so below
         if self._phase is not _Phase.RUNNING:
@@ -302,6 +304,8 @@ class EventLoopThread(_ThreadPortal):
 
     def _drain(self) -> None:
         self._woken = False
+        if self._phase is _Phase.CLOSED:
+            return  # the loop is being closed, and would not run them to their end: `_main` cancels them
         inbox = self._inbox
         loop = self._loop
         assert loop is not None
@@ -364,11 +368,14 @@ class EventLoopThread(_ThreadPortal):
             return
         try:
             with runner:
-                runner.run(self._serve(loop, ready))
+                try:
+                    runner.run(self._serve(loop, ready))
+                finally:
+                    with self._lock:
+                        self._phase = _Phase.CLOSED
         finally:
             # Also when the loop died of something: what waits here would wait for ever.
             with self._lock:
-                self._phase = _Phase.CLOSED
                 self._loop = None
                 left, self._inbox = list(self._inbox), deque()
             for call in [*left, *self._shutdown_calls]:
@@ -385,12 +392,13 @@ class EventLoopThread(_ThreadPortal):
             if self._cancel_at_end:
                 for task in list(self._running):
                     task.cancel()
+                while self._running:
+                    await asyncio.wait(list(self._running))
+                break
             self._ending.clear()
             stop = asyncio.ensure_future(self._ending.wait())  # woken by a shutdown(cancel=True) after a patient one
             await asyncio.wait([*self._running, stop], return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-            while self._running and self._cancel_at_end:
-                await asyncio.wait(list(self._running))
         for call in reversed(self._shutdown_calls):
             start_on_loop(call, loop, self._running)
             if self._running:
@@ -490,15 +498,11 @@ class _LentThread(Portal):
                 continue
             if call is None:
                 return
-            call._when_done(self._back)
-            call.run()
-            del call
-
-    def _back(self, call: Call[Any]) -> None:
-        """The call is over. Called before those who wait are woken, so their next call finds this thread."""
-        if threading.current_thread() is self.thread:
+            call._run_submitted()
+            # Not before: the callbacks of the call run here, too, and may wait for a call in a new thread.
             self.current = None
-            self._pool.idle.append(self)
+            del call
+            pool.idle.append(self)
 
 
 class _Lender:
@@ -577,7 +581,7 @@ def _after_fork() -> None:
     _globals_lock = threading.RLock()
     _global_loop = None
     _lender = _Lender()
-    clock._reset()
+    cancellation._after_fork()
     for portal in list(_threads):
         portal._reset()
 

@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
+from collections.abc import Coroutine
 from typing import Any, Generic, TypeVar
 
 from ipyportal.concurrency import cancellation
@@ -18,7 +19,7 @@ from ipyportal.concurrency.calls import Awaited, Call, State, start_on_loop
 from ipyportal.concurrency.cancellation import Wait, interruptible_thread
 from ipyportal.concurrency.portals import Portal
 
-__all__ = ["AsyncWaiter", "SyncWaiter", "Waiter"]
+__all__ = ["AsyncWaiter", "SyncWaiter", "ThreadInbox", "Waiter"]
 
 T = TypeVar("T")
 
@@ -88,6 +89,13 @@ class Waiter(Portal, Generic[T]):
             self._done_callbacks.append(call)
         return call
 
+    def _check_wait(self, call: Call[Any]) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"waiting here for {call!r} would never end: it is to run in this very thread, which the wait blocks. "
+                "Call the function directly"
+            )
+
     def _wake(self) -> None:
         raise NotImplementedError
 
@@ -114,6 +122,73 @@ class Waiter(Portal, Generic[T]):
 
 
 _blocked: dict[threading.Thread, list[SyncWaiter[Any]]] = {}  # the waiters of each thread, innermost last
+_inboxes: dict[threading.Thread, ThreadInbox] = {}
+
+
+class ThreadInbox(Portal):
+    """Calls for a thread that has a loop, which may be blocked: its loop runs them, or whatever `SyncWaiter` blocks it.
+
+    Made in any thread; `close` it when it is not needed any more. One for each thread.
+    """
+
+    def __init__(self, thread: threading.Thread, name: str) -> None:
+        self._thread = thread
+        self._name = name
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._todo: deque[Call[Any]] = deque()
+        self._running: set[asyncio.Task[None]] = set()
+        self._closed = False
+        _inboxes[thread] = self
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def attach(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Say which loop the thread runs. What came before is run now. In that thread."""
+        self._loop = loop
+        self._drain()
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        if self._closed:
+            raise RuntimeError(f"{self._name} takes no more calls: the extension was unloaded")
+        self._adopt(call)
+        # The call is put where a waiter looks before the waiters are looked at; a waiter shows itself before it looks
+        # here. So a thread that is about to block either finds the call or is woken.
+        self._todo.append(call)
+        waiter = SyncWaiter.of_thread(self._thread)
+        if waiter is not None:
+            waiter._wake()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._drain)
+        return call
+
+    def _drain(self) -> None:
+        while self._todo:
+            assert self._loop is not None
+            start_on_loop(self._todo.popleft(), self._loop, self._running)
+
+    def _continue(self, rest: Coroutine[Any, Any, None]) -> None:
+        """Run the asynchronous part of a call that a waiter began, when the loop is free. In the thread."""
+        if self._loop is not None:
+            task = self._loop.create_task(rest)
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def close(self) -> None:
+        """Take no more calls, and cancel those that have not begun."""
+        self._closed = True
+        if _inboxes.get(self._thread) is self:
+            del _inboxes[self._thread]
+        while self._todo:
+            self._todo.popleft().cancel()
+
+    def _check_wait(self, call: Call[Any]) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                f"waiting here for {call!r} would never end: it is to run on the loop of this very thread, which the "
+                "wait blocks. In asynchronous code, await the call"
+            )
 
 
 class SyncWaiter(Waiter[T]):
@@ -130,16 +205,6 @@ class SyncWaiter(Waiter[T]):
             return waiters[-1] if waiters else None
         except IndexError:  # it ended meanwhile
             return None
-
-    def lend(self, call: Call[Any], portal: Portal) -> bool:
-        """Run a call of `portal` in the waiting thread, though it was not sent back. False if the wait is over."""
-        with self._lock:
-            if self._closed:
-                return False
-            portal._adopt(call)
-            self._todo.append(call)
-        self._wake()
-        return True
 
     def __init__(self, call: Call[T]) -> None:
         super().__init__(call)
@@ -159,6 +224,7 @@ class SyncWaiter(Waiter[T]):
             RuntimeError: The wait could never end, because this thread is the one that must run the call.
         """
         call = self._call
+        call._check_wait()
         if call._portal is not None:
             call._portal._check_wait(call)
         call._when_done(self._inbox.put)
@@ -193,6 +259,13 @@ class SyncWaiter(Waiter[T]):
     def _serve(self) -> None:
         call, inbox = self._call, self._inbox
         while True:
+            shared = _inboxes.get(self._thread)
+            while shared is not None and shared._todo:
+                lent = shared._todo.popleft()
+                rest = lent._run_submitted()
+                if rest is not None:
+                    shared._continue(rest)
+                del lent, rest
             while self._todo:
                 sent_back = self._todo.popleft()
                 self._run(sent_back)
@@ -215,7 +288,7 @@ class SyncWaiter(Waiter[T]):
                 call._time_out()
 
     def _run(self, call: Call[Any]) -> None:
-        rest = call.run()
+        rest = call._run_submitted()
         if rest is not None:
             call._fail(
                 RuntimeError(

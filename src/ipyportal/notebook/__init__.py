@@ -8,15 +8,24 @@ everything exactly.
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import concurrency, sync
+from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.portals import Portal
-from ipyportal.notebook.environment import Environment, detect
+from ipyportal.concurrency.threads import WorkerThread
+from ipyportal.concurrency.waiters import ThreadInbox
+from ipyportal.notebook.cells import cell_number
+from ipyportal.notebook.display import register_formatters
+from ipyportal.notebook.environment import Environment, Report, detect
+from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.interrupts import Interrupts
-from ipyportal.notebook.kernel import KernelPortal, LiveKernel
-from ipyportal.notebook.magics import PortalMagics
+from ipyportal.notebook.kernel import LiveKernel
+from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics, completions
+from ipyportal.notebook.timing import AwaitInMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -32,37 +41,88 @@ class Extension(sync.Host):
         self.environment: Environment = detect(shell)
         self.interrupts = Interrupts(self, shell.user_module.__dict__)
         self.kernel_portal: Portal | None = None
+        self.history = History()
+        self.timing = AwaitInMagics(shell)
         self._live: LiveKernel | None = None
-        self._magics: dict[str, Any] = {}
+        self._magics: list[tuple[str, str]] = []
+        self._threads: dict[str, WorkerThread] = {}
+        self._undo: list[Callable[[], object]] = []
 
     def load(self) -> None:
         kernel = self.environment.kernel
         if kernel is not None:
-            self.kernel_portal = KernelPortal(asyncio.get_running_loop())
-            if self.environment.can_suspend:
-                self._live = LiveKernel(self.shell, kernel, self.interrupts)
-                self._live.install()
+            portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
+            self._undo.append(portal.close)
+            self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
+            self._live.install()
+            if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
+                self._live.attach()
         sync.host = self
-        magics = PortalMagics(self.shell)
-        self._magics = dict(magics.magics["line"])
+        magics = PortalMagics(self.shell, self)
         self.shell.register_magics(magics)
+        self._magics = [("line", name) for name in magics.magics["line"]]
+        for name, method in CELL_MAGICS.items():
+            self.shell.register_magic_function(getattr(magics, method), "cell", name)
+            self._magics.append(("cell", name))
+        self.timing.switch(True)
+        self._undo.append(register_formatters(self.shell, self.history))
+        self._undo.append(_add_completions(self.shell))
 
     def unload(self) -> None:
         sync.host = sync.Host()
         if self._live is not None:
             self._live.uninstall()
-        for name in self._magics:
-            self.shell.magics_manager.magics["line"].pop(name, None)
+        self.timing.switch(False)
+        for kind, name in self._magics:
+            self.shell.magics_manager.magics[kind].pop(name, None)
+        while self._undo:
+            self._undo.pop()()
+        for thread in self._threads.values():
+            thread.shutdown(cancel=True, timeout=5.0)
         concurrency.shutdown()
+
+    def launched(self, call: Call[Any]) -> Launched:
+        return self.history.add(call, cell_number(self.shell))
+
+    def named_thread(self, name: str) -> WorkerThread:
+        """The worker thread of `name`, the same each time: for objects that belong to one thread."""
+        if name not in self._threads:
+            self._threads[name] = WorkerThread(name=f"ipyportal-{name}")
+        return self._threads[name]
+
+    def report(self) -> Report:
+        """What ``%portal`` shows."""
+        return Report(self.environment, len(self.history.running()))
 
     def blocking(self) -> AbstractContextManager[object]:
         return self.interrupts.blocking()
+
+    def advice(self) -> str:
+        if self.environment.can_suspend:
+            return (
+                "The cell that loads the extension cannot be, later ones can; nor can tasks and callbacks of the loop "
+                "that are not a cell's: use await there"
+            )
+        return f"It could be, but {self.environment.why_not}"
 
     def interrupted(self) -> bool:
         return self.interrupts.take()
 
     def raise_owed(self) -> None:
         self.interrupts.raise_owed()
+
+
+def _add_completions(shell: InteractiveShell) -> Callable[[], object]:
+    """Complete the magics' options; return what undoes that."""
+    pattern = r"%{1,2}(await|background|thread|calls|portal)"
+    shell.set_hook("complete_command", completions, re_key=pattern)
+
+    def undo() -> None:
+        hooks = shell.strdispatchers["complete_command"].regexs
+        for key in [key for key in hooks if getattr(key, "pattern", key) == pattern]:
+            del hooks[key]
+
+    return undo
 
 
 _loaded: Extension | None = None

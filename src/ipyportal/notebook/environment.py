@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import sys
 import threading
@@ -9,12 +10,13 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
+from ipyportal import sync
 from ipyportal.concurrency.suspension import greenlets_available
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Environment", "Kind", "detect", "version_of"]
+__all__ = ["Environment", "Kind", "Report", "detect", "version_of"]
 
 
 class Kind(enum.Enum):
@@ -69,6 +71,62 @@ def detect(shell: InteractiveShell | None) -> Environment:
         why_not = "the package greenlet is not installed"
     elif not hasattr(kernel, "shell_handlers"):
         why_not = "this kernel is not of ipykernel's kind"
-    elif threading.current_thread() is not threading.main_thread():
-        why_not = "the extension was loaded in a subshell"
     return Environment(Kind.KERNEL, kernel, not why_not, why_not, version_of("ipykernel"))
+
+
+class Report:
+    """What ``%portal`` shows: what was found, and what is set."""
+
+    def __init__(self, environment: Environment, running: int) -> None:
+        self._environment = environment
+        self._running = running
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Pairs of a subject and what there is to say about it."""
+        environment = self._environment
+        try:
+            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
+        packages = [
+            f"{package} {'.'.join(map(str, version))}"
+            for package in ("ipython", "ipykernel", "ipywidgets", "greenlet", "uvloop")
+            if (version := version_of(package))
+        ]
+        suspended = "suspended: the loop goes on" if environment.can_suspend else f"blocked: {environment.why_not}"
+        return [
+            ("this is", environment.kind.value),
+            ("Python", sys.version.split()[0]),
+            ("packages", ", ".join(packages)),
+            (
+                "the loop of this thread",
+                "none runs" if loop is None else f"{type(loop).__module__}.{type(loop).__name__}",
+            ),
+            ("a waiting cell is", suspended),
+            (
+                "calls run",
+                f"by the rule{_HERE if environment.can_suspend else _LOOP}"
+                if sync.get_route() is None
+                else f"on {sync.get_route()}",
+            ),
+            ("nest_asyncio", "applied" if nest_asyncio_applied() else "not applied"),
+            ("calls running", str(self._running)),
+            (
+                "threads",
+                ", ".join(thread.name for thread in threading.enumerate() if thread.name.startswith("ipyportal")),
+            ),
+        ]
+
+    def __repr__(self) -> str:
+        lines = self.lines()
+        width = max(len(subject) for subject, _ in lines)
+        return "\n".join(f"{subject.ljust(width)}  {text}".rstrip() for subject, text in lines)
+
+
+_HERE = ", in a cell on its own loop"
+_LOOP = ", on the EventLoopThread"
+
+
+def nest_asyncio_applied() -> bool:
+    """Whether nest_asyncio has patched asyncio in this process."""
+    return hasattr(asyncio, "_nest_patched") or hasattr(asyncio.BaseEventLoop, "_nest_patched")

@@ -5,9 +5,10 @@ This is the one module that touches what is ipykernel's own. Seen to work with i
 - ``kernel.shell_handlers``: a dict from message types to handlers, called by ``dispatch_shell``, which awaits what
   they return. The entries for cells and comms are replaced by suspendable ones.
 - ``shell.run_cell_async``: ipykernel runs asynchronous cells in a task of their own, made of what this returns.
-- ipykernel 7.4 lets comm messages pass while a cell is suspended. 7.0 to 7.3 hold them back in ``kernel.shell_main``,
-  called for each message; 6 in a queue filled by ``kernel.shell_stream.on_recv``. There a callback is put in front,
-  which handles comm messages itself while a cell is suspended, and hands on everything else.
+- ipykernel 7.0 to 7.3 hold comm messages back while a cell is suspended, in ``kernel.shell_main``, called for each
+  message; 6 in a queue filled by ``kernel.shell_stream.on_recv``. 7.4 lets them pass, but says neither "busy" nor
+  "idle" for them, and a widget's view keeps back all further changes until the one before is "idle". So a callback is
+  put in front, which handles comm messages itself while a cell is suspended, and hands on everything else.
 """
 
 from __future__ import annotations
@@ -22,36 +23,20 @@ from collections.abc import Callable, Coroutine
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ipyportal.concurrency.calls import Call
-from ipyportal.concurrency.portals import LoopPortal
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import suspendable
-from ipyportal.concurrency.waiters import SyncWaiter
+from ipyportal.concurrency.waiters import ThreadInbox
 from ipyportal.notebook.attribution import attribute_output
 from ipyportal.notebook.interrupts import Interrupts
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["KernelPortal", "LiveKernel"]
+__all__ = ["LiveKernel"]
 
 T = TypeVar("T")
 
 _COMMS = ("comm_open", "comm_msg", "comm_close")
-
-
-class KernelPortal(LoopPortal):
-    """The kernel's thread. While it waits blocked, its waiter runs what is submitted; else its loop does."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop, "the kernel's thread")
-        self._thread = threading.main_thread()
-
-    def submit(self, call: Call[T]) -> Call[T]:
-        waiter = SyncWaiter.of_thread(self._thread)
-        if waiter is not None and waiter.lend(call, self):
-            return call
-        return super().submit(call)
 
 
 class _Cell(CoroutineWrapper[Any]):
@@ -98,17 +83,58 @@ def _end_at_users_line(traceback: TracebackType | None) -> None:
         last.tb_next = None
 
 
+class _WithParent(CoroutineWrapper[Any]):
+    """A comm's handler, in each step of which its message is the kernel's parent.
+
+    Between its steps the parent is again what it was: the cell's, which goes on meanwhile, and whose error and "idle"
+    would else be taken for the comm's; or that of a later cell.
+    """
+
+    __slots__ = ("_idents", "_kernel", "_message")
+
+    def __init__(self, handling: Coroutine[Any, Any, Any], kernel: Any, idents: Any, message: Any) -> None:
+        self._inner: Coroutine[Any, Any, Any] = handling
+        self._kernel = kernel
+        self._idents = idents
+        self._message = message
+
+    def _step(self, step: Callable[[Any], Any], value: Any) -> Any:
+        idents, parent = self._latest()
+        self._kernel.set_parent(self._idents, self._message, channel="shell")
+        try:
+            return step(value)
+        finally:
+            self._kernel.set_parent(idents, parent, channel="shell")
+
+    def _latest(self) -> tuple[Any, Any]:
+        kernel = self._kernel
+        if hasattr(kernel, "_shell_context"):  # ipykernel 7
+            context = kernel._shell_context
+            return context.get(kernel._shell_parent_ident), context.get(kernel._shell_parent)
+        return kernel._parent_ident["shell"], kernel.get_parent("shell")
+
+    def send(self, value: Any) -> Any:
+        return self._step(self._inner.send, value)
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        return self._step(self._inner.throw, as_exception(typ, val, tb))
+
+    def close(self) -> None:
+        self._step(lambda _: self._inner.close(), None)
+
+
 class LiveKernel:
     """The changes made to a running kernel, and their undoing. All in the kernel's thread."""
 
-    def __init__(self, shell: InteractiveShell, kernel: Any, interrupts: Interrupts) -> None:
+    def __init__(self, shell: InteractiveShell, kernel: Any, portal: ThreadInbox, interrupts: Interrupts) -> None:
         self._shell = shell
         self._kernel = kernel
         self._interrupts = interrupts
         self._handlers: dict[str, Any] = {}
-        self._open_cells = 0
+        self._open = 0  # cells and callbacks that have begun and not ended
         self._undo: list[Callable[[], object]] = []
-        self._loop = asyncio.get_running_loop()
+        self._portal = portal
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._comm_tasks: set[asyncio.Task[None]] = set()
 
     def install(self) -> None:
@@ -117,12 +143,17 @@ class LiveKernel:
         for name in ("execute_request", *_COMMS):
             if name in handlers:
                 self._handlers[name] = handlers[name]
-                handlers[name] = self._suspendable_handler(handlers[name], name == "execute_request")
+                handlers[name] = self._suspendable_handler(handlers[name])
         self._wrap_async_cells()
-        self._let_comms_pass()
         put_back = attribute_output(self._shell)
         if put_back is not None:
             self._undo.append(put_back)
+
+    def attach(self) -> None:
+        """What needs the kernel's loop: at once in a cell; in the first one, if the kernel's configuration loads us."""
+        self._loop = asyncio.get_running_loop()
+        self._portal.attach(self._loop)
+        self._let_comms_pass()
 
     def uninstall(self) -> None:
         """Put everything back as it was."""
@@ -132,15 +163,17 @@ class LiveKernel:
         while self._undo:
             self._undo.pop()()
 
-    def _suspendable_handler(self, original: Any, executes: bool) -> Any:
+    def _suspendable_handler(self, original: Any) -> Any:
         async def handle(*args: Any) -> Any:
-            self._open_cells += executes
+            if self._loop is None and threading.current_thread() is threading.main_thread():
+                self.attach()
+            self._open += 1
             try:
                 with self._interrupts.watch(is_cell=False):
                     result = original(*args)
                     return await result if inspect.isawaitable(result) else result
             finally:
-                self._open_cells -= executes
+                self._open -= 1
 
         @functools.wraps(original)
         def handler(*args: Any) -> Any:
@@ -172,6 +205,8 @@ class LiveKernel:
                 exc = KeyboardInterrupt().with_traceback(exc.__traceback__)
                 shown.append(exc)
                 exc_tuple = (KeyboardInterrupt, exc, exc.__traceback__)
+            if getattr(exc, "of_a_cell_body", False):
+                kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
             if isinstance(exc, KeyboardInterrupt):
                 _end_at_users_line(exc.__traceback__)
             return show(exc_tuple, *args, **kwargs)
@@ -201,17 +236,15 @@ class LiveKernel:
     # --- comm messages while a cell is suspended ---------------------------------------------------------------------
 
     def _let_comms_pass(self) -> None:
-        kernel = self._kernel
+        kernel, loop = self._kernel, self._loop
+        assert loop is not None
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None and getattr(thread, "manager", None) is not None:
-            from ipyportal.notebook.environment import version_of
-
-            if version_of("ipykernel") >= (7, 4):
-                return  # it does so itself
 
             async def shell_main(subshell_id: str | None, msg: Any) -> None:
-                if subshell_id is None and self._is_comm_of_open_cell(msg):
-                    await self._handle_comm(msg)
+                if subshell_id is None and self._is_comm_during_a_wait(msg):
+                    # In a context of its own: ipykernel runs all messages in one and the same.
+                    await loop.create_task(self._handle_comm(msg), context=contextvars.copy_context())
                 else:
                     await kernel.shell_main(subshell_id, msg)
 
@@ -221,8 +254,8 @@ class LiveKernel:
             schedule = functools.partial(kernel.schedule_dispatch, kernel.dispatch_shell)
 
             def on_recv(msg: Any) -> None:
-                if self._is_comm_of_open_cell(msg):
-                    task = self._loop.create_task(self._handle_comm(msg), context=contextvars.copy_context())
+                if self._is_comm_during_a_wait(msg):
+                    task = loop.create_task(self._handle_comm(msg), context=contextvars.copy_context())
                     self._comm_tasks.add(task)
                     task.add_done_callback(self._comm_tasks.discard)
                 else:
@@ -231,8 +264,8 @@ class LiveKernel:
             kernel.shell_stream.on_recv(on_recv, copy=False)
             self._undo.append(lambda: kernel.shell_stream.on_recv(schedule, copy=False))
 
-    def _is_comm_of_open_cell(self, msg: Any) -> bool:
-        if not self._open_cells:
+    def _is_comm_during_a_wait(self, msg: Any) -> bool:
+        if not self._open:
             return False
         session = self._kernel.session
         try:
@@ -244,7 +277,7 @@ class LiveKernel:
         return header.get("msg_type") in _COMMS
 
     async def _handle_comm(self, msg: Any) -> None:
-        """Do what ``dispatch_shell`` does for a comm message, and put the cell's parent header back."""
+        """Do what ``dispatch_shell`` does for a comm message."""
         kernel = self._kernel
         try:
             idents, frames = kernel.session.feed_identities(msg, copy=False)
@@ -252,25 +285,17 @@ class LiveKernel:
         except Exception:
             kernel.log.exception("Invalid comm message")
             return
-        parent, ident = kernel.get_parent("shell"), self._parent_ident()
-        kernel.set_parent(idents, message, channel="shell")
         kernel._publish_status("busy", "shell", parent=message)
         try:
             handler = kernel.shell_handlers.get(message["header"]["msg_type"])
             if handler is not None:
                 result = handler(getattr(kernel, "shell_stream", None), idents, message)
-                if inspect.isawaitable(result):
-                    await result
+                await _WithParent(result, kernel, idents, message)
         except Exception:
             kernel.log.exception("Exception in a comm handler")
         except KeyboardInterrupt:
             kernel.log.error("KeyboardInterrupt in a comm handler")
         finally:
+            sys.stdout.flush()  # what it printed comes before its "idle"
+            sys.stderr.flush()
             kernel._publish_status("idle", "shell", parent=message)
-            kernel.set_parent(ident, parent, channel="shell")
-
-    def _parent_ident(self) -> Any:
-        kernel = self._kernel
-        if hasattr(kernel, "_get_shell_context_var"):  # ipykernel 7
-            return kernel._get_shell_context_var(kernel._shell_parent_ident)
-        return kernel._parent_ident["shell"]

@@ -1,36 +1,283 @@
-"""The magics."""
+"""The magics: ``%await``, ``%%await``, ``%%background``, ``%%thread``, ``%calls``, ``%portal``."""
 
 from __future__ import annotations
 
 import ast
-from typing import Any
+import contextlib
+import inspect
+import re
+from argparse import Namespace
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
+from ipyportal import sync
+from ipyportal.concurrency.calls import Call
+from ipyportal.concurrency.cancellation import check_timeout
+from ipyportal.concurrency.portals import Portal
+from ipyportal.notebook.cells import Body, cell_number
+from ipyportal.notebook.display import CallsTable, CallView
 from ipyportal.sync import run
 
-__all__ = ["PortalMagics"]
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from ipyportal.notebook import Extension
+
+__all__ = ["PortalMagics", "completions"]
+
+_ROUTES = ("kernel", "loop", "thread")
+_OPTION = re.compile(r"\s*(-t|--timeout|--on|--as|--name)(?:\s+|=)(\S+)")
+
+
+def _portal_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    timeout = argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
+    on = argument(
+        "--on", metavar="ROUTE", help="Where it runs: kernel, loop, thread, or the name of a Portal of yours."
+    )
+    return timeout(on(function))  # type: ignore[no-any-return]
 
 
 @magics_class
 class PortalMagics(Magics):
     """What ``%load_ext ipyportal`` adds."""
 
-    @line_magic("await")  # type: ignore[untyped-decorator, arg-type, unused-ignore]
-    @no_var_expand
-    def await_(self, line: str) -> Any:
-        """Wait for an expression's value: ``%await EXPR``, also as ``x = %await EXPR``.
+    def __init__(self, shell: InteractiveShell, extension: Extension) -> None:
+        super().__init__(shell)
+        self._shell: InteractiveShell = shell
+        self._extension = extension
 
-        EXPR is evaluated in the notebook's namespace, and may contain ``await``. What it gives is awaited if it can
-        be. As with `run`, the notebook stays alive meanwhile, and the stop button cancels it.
+    # --- reading what was typed --------------------------------------------------------------------------------------
+
+    def _parse(self, magic: Any, line: str) -> Namespace:
+        """The options of a magic. What is wrong with them is a UsageError."""
+        with contextlib.redirect_stderr(None):
+            try:
+                return parse_argstring(magic, line)  # type: ignore[no-any-return]
+            except SystemExit:
+                raise UsageError(f"unknown option or missing name: {line.strip()!r}") from None
+
+    def _timeout(self, text: str | None) -> float | None:
+        if text is None:
+            return None
+        try:
+            return check_timeout(float(text))
+        except ValueError:
+            raise UsageError(f"-t needs a number of seconds, 0 or more, not {text!r}") from None
+
+    def _route(self, text: str | None) -> Any:
+        if text is None or text in _ROUTES:
+            return text
+        portal = self._shell.user_ns.get(text)
+        if not isinstance(portal, Portal):
+            raise UsageError(f"--on needs kernel, loop, thread or the name of a Portal, not {text!r}")
+        return portal
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    @line_magic("await")
+    @no_var_expand
+    @magic_arguments()
+    @_portal_option
+    @argument("expression", nargs="*", help="What to evaluate and wait for; it may contain await.")
+    def await_(self, line: str) -> Any:
+        """Wait for an expression's value: ``%await [-t SECONDS] [--on ROUTE] EXPR``, also as ``x = %await EXPR``.
+
+        EXPR is evaluated in the notebook's namespace. What it gives is awaited if it can be. As with run(), the
+        notebook stays alive meanwhile, and the stop button cancels it.
         """
-        if not line.strip():
+        __tracebackhide__ = True
+        end = 0
+        while option := _OPTION.match(line, end):
+            end = option.end()
+        expression = line[end:].strip()
+        options = self._parse(
+            self.await_, line[:end] + (" x" if not re.match(r"-[a-zA-Z-]", expression) else line[end:])
+        )
+        if not expression:
             raise UsageError("%await needs an expression: %await fetch(url)")
-        code = compile(line.strip(), "<%await>", "eval", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-        assert self.shell is not None
-        namespace = self.shell.user_ns
-        value = eval(code, namespace)
-        if code.co_flags & 0x180:  # CO_COROUTINE, CO_ITERABLE_COROUTINE: it contains `await`
-            value = run(value)
-        return run(value) if hasattr(value, "__await__") else value
+        timeout, on = self._timeout(options.timeout), self._route(options.on)
+        namespace = self._shell.user_ns
+        flags = self._shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        code = compile(expression, "<%await>", "eval", flags, dont_inherit=True)
+
+        async def evaluate() -> Any:
+            __tracebackhide__ = True
+            value = eval(code, namespace)
+            if code.co_flags & inspect.CO_COROUTINE:
+                value = await value
+            return await value if inspect.isawaitable(value) else value
+
+        return run(_named(evaluate, "%await"), timeout=timeout, on=on)
+
+    @magic_arguments()
+    @_portal_option
+    @argument("--as", dest="name", metavar="NAME", help="Keep the last expression's value in NAME, do not show it.")
+    def await_cell(self, line: str, cell: str) -> Any:
+        """Run the cell's body, with await at its top level: ``%%await [-t SECONDS] [--on ROUTE] [--as NAME]``.
+
+        As in any cell, its variables are the notebook's, and its last expression's value is shown and kept in ``_``
+        and ``Out``. The stop button cancels it, and waits for its clean-up.
+        """
+        __tracebackhide__ = True
+        options = self._parse(self.await_cell, line)
+        timeout, on = self._timeout(options.timeout), self._route(options.on)
+        name = None if options.name is None else _identifier(options.name)
+        body = Body(self._shell, cell)
+        value = run(_named(body.run, "%%await"), timeout=timeout, on=on)
+        if name is None:
+            return value
+        self._shell.user_ns[name] = value
+        return None
+
+    @magic_arguments()
+    @_portal_option
+    @argument("name", nargs="?", help="The variable that will hold the Call.")
+    def background(self, line: str, cell: str) -> None:
+        """Start the cell's body, and return at once: ``%%background [NAME] [-t SECONDS] [--on ROUTE]``.
+
+        NAME is its Call: NAME.result() waits for it and gives the last expression's value, NAME.cancel() cancels
+        it. A line under the cell shows how it goes; what it prints and displays appears there, too.
+        It runs on the EventLoopThread: code that blocks without await belongs to %%thread, or --on thread.
+        """
+        options = self._parse(self.background, line)
+        timeout, on = self._timeout(options.timeout), self._route(options.on)
+        name = None if options.name is None else _identifier(options.name)
+        body = Body(self._shell, cell)
+        call = Call.new(body.run)
+        call.name = name or f"cell {cell_number(self._shell)}"
+        call.set_timeout(timeout)
+        sync._submitter(on if on is not None else sync.get_route())(call)
+        launched = self._extension.launched(call)
+        if name is not None:
+            self._shell.user_ns[name] = call
+        CallView(call, launched).show()
+
+    @magic_arguments()
+    @argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
+    @argument(
+        "--name",
+        metavar="NAME",
+        help="Run in the thread of this name, the same for each cell that names it.",
+    )
+    def thread(self, line: str, cell: str) -> Any:
+        """Run a synchronous body in a thread where no event loop runs: ``%%thread [-t SECONDS] [--name NAME]``.
+
+        For libraries that refuse to run where a loop does. The variables are the notebook's; the last expression's
+        value, what is printed, ``input()`` and the stop button are as in any cell. The notebook stays alive.
+        """
+        __tracebackhide__ = True
+        options = self._parse(self.thread, line)
+        timeout = self._timeout(options.timeout)
+        body = Body(self._shell, cell)
+        if body.is_async:
+            raise UsageError("%%thread runs synchronous code: await belongs to %%await or %%background")
+        on: Any = "thread"
+        if options.name is not None:
+            on = self._extension.named_thread(_identifier(options.name))
+        return run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on)
+
+    # --- looking -----------------------------------------------------------------------------------------------------
+
+    @line_magic
+    @magic_arguments()
+    @argument("action", nargs="?", choices=["cancel", "clear"], help="cancel NAME or all; clear the finished ones.")
+    @argument("name", nargs="?", help="Which to cancel, or all.")
+    def calls(self, line: str) -> Any:
+        """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear``.
+
+        Of those launched with submit() and %%background. The last hundred finished ones are remembered,
+        without their results.
+        """
+        options = self._parse(self.calls, line)
+        history = self._extension.history
+        if options.action == "clear":
+            history.clear()
+            return None
+        if options.action == "cancel":
+            if options.name is None:
+                raise UsageError("cancel which? %calls cancel NAME, or %calls cancel all")
+            chosen = [one for one in history.running() if options.name in ("all", one.name)]
+            if not chosen and options.name != "all":
+                raise UsageError(f"no call of the name {options.name!r} is running; %calls shows those that are")
+            for one in chosen:
+                if (call := one.call()) is not None:
+                    call.cancel()
+            print(f"cancelled {len(chosen)}")  # noqa: T201 - a magic's answer
+            return None
+        return CallsTable(history)
+
+    @line_magic
+    @magic_arguments()
+    @argument("what", nargs="?", choices=["route", "await"], help="What to set; without it, what was found is shown.")
+    @argument("value", nargs="?", help="route: rule, kernel, loop or thread; await: on or off.")
+    def portal(self, line: str) -> Any:
+        """What was detected and what is set: ``%portal``.
+
+        ``%portal route rule|kernel|loop|thread`` sets where calls run that do not say it with ``on=``.
+        ``%portal await off`` puts IPython's own %time, %timeit, %prun and %%capture back, which know no await.
+        """
+        options = self._parse(self.portal, line)
+        if options.what == "route":
+            if options.value not in ("rule", *_ROUTES):
+                raise UsageError("%portal route needs rule, kernel, loop or thread")
+            sync.set_route(None if options.value == "rule" else options.value)
+            return None
+        if options.what == "await":
+            if options.value not in ("on", "off"):
+                raise UsageError("%portal await needs on or off")
+            self._extension.timing.switch(options.value == "on")
+            return None
+        return self._extension.report()
+
+
+# Registered by hand: IPython's decorators name a cell magic after its function, which the line magic has taken.
+CELL_MAGICS = {"await": "await_cell", "background": "background", "thread": "thread"}
+
+
+def _named(function: Callable[[], Any], name: str) -> Any:
+    """`function`, by the name under which its call is shown."""
+
+    def call() -> Any:
+        __tracebackhide__ = True
+        return function()
+
+    call.__name__ = call.__qualname__ = name
+    return call
+
+
+def _identifier(name: str) -> str:
+    if not name.isidentifier():
+        raise UsageError(f"{name!r} is no name of a variable")
+    return name
+
+
+_WORDS = {
+    "%calls": ["cancel", "clear"],
+    "%portal": ["route", "await"],
+    "%await": ["-t", "--timeout", "--on"],
+    "%%await": ["-t", "--timeout", "--on", "--as"],
+    "%%background": ["-t", "--timeout", "--on"],
+    "%%thread": ["-t", "--timeout", "--name"],
+}
+
+
+def completions(_: Any, event: Any) -> list[str]:
+    """Options of the magics, for IPython's completer."""
+    words = event.line.split()
+    if not words:
+        return []
+    if words[-1] == "--on" or (len(words) > 1 and words[-2] == "--on" and not event.line.endswith(" ")):
+        return list(_ROUTES)
+    if words[:2] == ["%portal", "route"]:
+        return ["rule", *_ROUTES]
+    if words[:2] == ["%portal", "await"]:
+        return ["on", "off"]
+    if words[:2] == ["%calls", "cancel"]:
+        host = sync.host
+        running = getattr(host, "history", None)
+        return ["all", *(one.name for one in running.running())] if running is not None else ["all"]
+    return _WORDS.get(words[0], [])

@@ -1,0 +1,156 @@
+"""Compiling and running the body of a cell magic, with top-level ``await``."""
+
+from __future__ import annotations
+
+import ast
+import codeop
+import inspect
+import types
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["Body", "cell_number", "contains_await", "without_await"]
+
+_FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+# codeop's flag, which IPython's compiler has set for its prompt: with it an unclosed bracket raises another error.
+_INCOMPLETE: int = getattr(codeop, "PyCF_ALLOW_INCOMPLETE_INPUT", 0)
+
+
+class Body:
+    """A cell's body as IPython would run it, but returning the last expression's value.
+
+    IPython's own syntax (``!ls``, magics, ``?``), the registered AST transformers and
+    ``ast_node_interactivity`` are honoured; code runs in the user's namespace. Made in the shell's thread.
+
+    Args:
+        source: The body, below the line of the magic.
+        first_line: The number of its first line in the cell.
+
+    Raises:
+        SyntaxError: With the line of the cell. Nothing has run then.
+    """
+
+    def __init__(self, shell: InteractiveShell, source: str, first_line: int = 2) -> None:
+        # The line numbers of errors and tracebacks are then those of the cell.
+        raw = "\n" * (first_line - 1) + source
+        code = "\n" * (first_line - 1) + shell.transform_cell(source)
+        name = shell.compile.cache(code, cell_number(shell), raw_code=raw)
+        flags = shell.compile.flags & ~_INCOMPLETE | _FLAG
+        try:
+            tree = compile(code, name, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        except SyntaxError as exc:
+            exc.of_a_cell_body = True  # type: ignore[attr-defined]  # shown without the frames that lead here
+            raise
+        assert isinstance(tree, ast.Module)
+        tree = shell.transform_ast(tree)
+        shown, kept = _what_is_shown(tree, shell.ast_node_interactivity)
+        self._namespace: dict[str, Any] = shell.user_ns
+        self._codes: list[types.CodeType] = []
+        for node in tree.body:
+            if node is kept:
+                assert isinstance(node, ast.Expr)
+                part: Any = ast.Expression(node.value)
+                mode = "eval"
+            elif node in shown:
+                part, mode = ast.Interactive([node]), "single"
+            else:
+                part, mode = ast.Module([node], []), "exec"
+            self._codes.append(compile(ast.fix_missing_locations(part), name, mode, flags, dont_inherit=True))
+        self.is_async = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
+
+    async def run(self) -> Any:
+        """Run it; give the value of the last expression, or None."""
+        __tracebackhide__ = True
+        value = None
+        for code in self._codes:
+            value = eval(code, self._namespace)
+            if code.co_flags & inspect.CO_COROUTINE:
+                value = await value
+        return value
+
+    def run_sync(self) -> Any:
+        """Run one without ``await``; give the value of the last expression, or None."""
+        __tracebackhide__ = True
+        value = None
+        for code in self._codes:
+            value = eval(code, self._namespace)
+        return value
+
+
+def cell_number(shell: InteractiveShell) -> int:
+    """The number of the cell that is running, as in ``In [3]``. IPython counts on before or after, by its version."""
+    manager = shell.history_manager
+    return shell.execution_count if manager is None else len(manager.input_hist_raw) - 1
+
+
+def _what_is_shown(tree: ast.Module, interactivity: str) -> tuple[list[ast.stmt], ast.stmt | None]:
+    """The statements whose values are shown as they run, and the one whose value is returned."""
+    nodes = tree.body
+    if interactivity == "none" or not nodes:
+        return [], None
+    last = nodes[-1]
+    if interactivity == "last_expr_or_assign" and not isinstance(last, ast.Expr):
+        target = _assigned(last)
+        if target is not None:
+            nodes.append(ast.copy_location(ast.Expr(ast.copy_location(ast.Name(target, ast.Load()), last)), last))
+        last = nodes[-1]
+    shown: list[ast.stmt] = (
+        [node for node in nodes[:-1] if isinstance(node, ast.Expr)] if interactivity == "all" else []
+    )
+    return shown, last if isinstance(last, ast.Expr) else None
+
+
+def _assigned(node: ast.stmt) -> str | None:
+    """The name that a statement assigns to, if it is one."""
+    target = None
+    if isinstance(node, ast.Assign) and len(node.targets) == 1:
+        target = node.targets[0]
+    elif isinstance(node, (ast.AugAssign, ast.AnnAssign)):
+        target = node.target
+    return target.id if isinstance(target, ast.Name) else None
+
+
+def contains_await(source: str) -> bool:
+    """Whether Python source has ``await``, ``async for`` or the like outside of functions."""
+    try:
+        code = compile(source, "<magic>", "exec", _FLAG, dont_inherit=True)
+    except (SyntaxError, ValueError):
+        return False
+    return bool(code.co_flags & inspect.CO_COROUTINE)
+
+
+class _Awaits(ast.NodeTransformer):
+    """``await x`` outside of functions becomes ``FUNCTION(x)``."""
+
+    def __init__(self, function: str) -> None:
+        self._function = function
+
+    def visit_Await(self, node: ast.Await) -> ast.AST:
+        self.generic_visit(node)
+        function = ast.copy_location(ast.Name(self._function, ast.Load()), node)
+        return ast.copy_location(ast.Call(function, [node.value], []), node)
+
+    def _leave_alone(self, node: ast.AST) -> ast.AST:
+        return node
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = _leave_alone
+
+
+def without_await(source: str, function: str) -> str:
+    """Source in which each ``await x`` outside of functions is ``function(x)``.
+
+    Raises:
+        SyntaxError: It is no Python; or it has ``async for``, ``async with`` or an asynchronous comprehension, which
+            cannot be written so.
+    """
+    tree = compile(source, "<magic>", "exec", _FLAG | ast.PyCF_ONLY_AST, dont_inherit=True)
+    assert isinstance(tree, ast.Module)
+    text = ast.unparse(ast.fix_missing_locations(_Awaits(function).visit(tree)))
+    if contains_await(text):
+        raise SyntaxError(
+            "`async for`, `async with` and asynchronous comprehensions cannot be timed like this; "
+            "put them into an async function and await that"
+        )
+    return text

@@ -1,0 +1,213 @@
+"""How calls look: a line of text, a card in the notebook that follows a running call, a table."""
+
+from __future__ import annotations
+
+import asyncio
+import reprlib
+from collections.abc import Callable, Iterable
+from html import escape
+from typing import Any
+
+from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.threads import get_global_loop
+from ipyportal.notebook.history import History, Launched
+
+__all__ = ["CallView", "CallsTable"]
+
+INTERVAL = 1.0
+"""Seconds between two looks at a call whose card is shown."""
+
+_COLOURS = {
+    State.PENDING: "var(--jp-warn-color1, #b26a00)",
+    State.RUNNING: "var(--jp-brand-color1, #1976d2)",
+    State.FINISHED: "var(--jp-success-color1, #2e7d32)",
+    State.FAILED: "var(--jp-error-color1, #c62828)",
+    State.CANCELLED: "var(--jp-ui-font-color2, #666)",
+    State.TIMEDOUT: "var(--jp-error-color1, #c62828)",
+}
+_SIGNS = {
+    State.PENDING: "…",
+    State.RUNNING: "▶",
+    State.FINISHED: "✓",
+    State.FAILED: "✗",
+    State.CANCELLED: "■",
+    State.TIMEDOUT: "⏱",
+}
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def _repr(value: object) -> str:
+    try:
+        return _short.repr(value)
+    except Exception as exc:  # noqa: BLE001 - somebody's __repr__
+        return f"<{type(value).__name__}: repr failed with {type(exc).__name__}>"
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02} min"
+
+
+def _outcome(call: Call[Any]) -> str:
+    """What came of a call, in a few words: the result's type and short repr, or the exception's last line."""
+    if call.state is State.FINISHED:
+        value = call.result()
+        return "" if value is None else f"{type(value).__name__}: {_repr(value)}"
+    if not call.done():
+        return ""
+    value = call._value
+    try:
+        text = str(value).strip().splitlines()
+    except Exception:  # noqa: BLE001 - somebody's __str__
+        text = []
+    return f"{type(value).__name__}: {text[-1]}" if text else type(value).__name__
+
+
+class CallView:
+    """The views of one call. Everything that comes from the user is escaped."""
+
+    def __init__(self, call: Call[Any], launched: Launched | None) -> None:
+        self._call = call
+        self._launched = launched
+
+    def _facts(self) -> list[str]:
+        call = self._call
+        facts = []
+        if call.portal is not None:
+            facts.append(f"on {call.portal.name}")
+        if self._launched is not None:
+            facts.append(_seconds(self._launched.elapsed))
+        if outcome := _outcome(call):
+            facts.append(outcome)
+        return facts
+
+    def text(self) -> str:
+        call = self._call
+        return " · ".join([f"{_SIGNS[call.state]} {call.name}: {call.state.value}", *self._facts()])
+
+    def html(self) -> str:
+        call = self._call
+        colour = _COLOURS[call.state]
+        hint = ""
+        if not call.done():
+            hint = (
+                '<div style="color: var(--jp-ui-font-color2, #666); font-size: 90%">'
+                f"to cancel it: <code>%calls cancel {escape(call.name)}</code></div>"
+            )
+        facts = "".join(f"<span> · {escape(fact)}</span>" for fact in self._facts())
+        return (
+            '<div role="status" style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
+            f"{colour}; border-radius: 3px; padding: 4px 10px; margin: 2px 0; max-width: 60em; "
+            "color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, transparent); "
+            'font-family: var(--jp-ui-font-family, sans-serif)">'
+            f'<code style="background: none; color: inherit">{escape(call.name)}</code> '
+            f'<strong style="color: {colour}">{_SIGNS[call.state]} {call.state.value}</strong>{facts}{hint}</div>'
+        )
+
+    def bundle(self) -> dict[str, str]:
+        return {"text/plain": self.text(), "text/html": self.html()}
+
+    def show(self) -> None:
+        """Show a card in the cell that is running, and keep it up to date until the call is over."""
+        from IPython.display import display
+
+        handle: Any = display(self.bundle(), raw=True, display_id=True)
+        if handle is None:  # IPython without a display publisher
+            return
+        button = _cancel_button(self._call)
+
+        def update(*_: object) -> None:
+            handle.update(self.bundle(), raw=True)
+
+        def over(_: object) -> None:
+            follower.cancel()
+            update()
+            if button is not None:
+                button.close()
+
+        async def follow() -> None:
+            while not self._call.done():
+                update()
+                await asyncio.sleep(INTERVAL)
+
+        follower = get_global_loop().submit(Call.new(follow))
+        follower.name = f"the card of {self._call.name}"
+        self._call.add_done_callback(over)
+
+
+def _cancel_button(call: Call[Any]) -> Any:
+    """A button that cancels the call, shown below its card; None where there are no widgets."""
+    try:
+        import ipywidgets
+        from IPython.display import display
+    except ImportError:
+        return None
+    from IPython import get_ipython
+
+    if getattr(get_ipython(), "kernel", None) is None:
+        return None
+    button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
+    button.on_click(lambda _: call.cancel())
+    display(button)
+    return button
+
+
+class CallsTable:
+    """What ``%calls`` shows."""
+
+    HEADER = ("name", "state", "elapsed", "where", "cell")
+
+    def __init__(self, calls: Iterable[Launched]) -> None:
+        self._rows = [
+            (
+                one.name,
+                one.state.value,
+                _seconds(one.elapsed),
+                one.where,
+                "" if one.cell is None else f"In [{one.cell}]",
+            )
+            for one in calls
+        ]
+
+    def __repr__(self) -> str:
+        if not self._rows:
+            return "no calls"
+        rows = [self.HEADER, *self._rows]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(self.HEADER))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+    def _repr_html_(self) -> str:
+        if not self._rows:
+            return "<em>no calls</em>"
+        head = "".join(f'<th scope="col" style="text-align: left">{escape(name)}</th>' for name in self.HEADER)
+        body = "".join(
+            "<tr>" + "".join(f'<td style="text-align: left">{escape(cell)}</td>' for cell in row) + "</tr>"
+            for row in self._rows
+        )
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def register_formatters(shell: Any, history: History) -> Callable[[], None]:
+    """Show a `Call` as a card where HTML is shown, as a line elsewhere; return what undoes that."""
+    undo: list[Callable[[], object]] = []
+
+    def register(kind: str, show: Callable[..., Any]) -> None:
+        formatter = shell.display_formatter.formatters[kind]
+        before = formatter.for_type(Call, show)
+        undo.append(lambda: formatter.pop(Call) if before is None else formatter.for_type(Call, before))
+
+    register("text/html", lambda call: CallView(call, history.of(call)).html())
+    register("text/plain", lambda call, printer, cycle: printer.text(CallView(call, history.of(call)).text()))
+
+    def undo_all() -> None:
+        for put_back in undo:
+            put_back()
+
+    return undo_all

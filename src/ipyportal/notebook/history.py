@@ -1,0 +1,92 @@
+"""The calls that were launched: those that run, and a bounded number of those that ran."""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from ipyportal.concurrency.calls import Call, State
+
+__all__ = ["History", "Launched"]
+
+
+@dataclass
+class Launched:
+    """What is remembered of a call. It does not keep the call, or its result, alive."""
+
+    name: str
+    where: str
+    cell: int | None
+    """The number of the cell that launched it, as in ``In [3]``."""
+    call: weakref.ref[Call[Any]]
+    begun: float = field(default_factory=time.monotonic)
+    ended: float | None = None
+    final: State | None = None
+
+    @property
+    def state(self) -> State:
+        if self.final is not None:
+            return self.final
+        call = self.call()
+        return State.CANCELLED if call is None else call.state
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds from its launch to its end, or to now."""
+        return (time.monotonic() if self.ended is None else self.ended) - self.begun
+
+    def _over(self, call: Call[Any]) -> None:
+        self.ended = time.monotonic()
+        self.final = call.state
+
+
+class History:
+    """Calls launched with `submit()` and ``%%background``. From any thread."""
+
+    LENGTH = 100  # finished calls that are remembered
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[Launched] = []
+        self._finished: deque[Launched] = deque(maxlen=self.LENGTH)
+
+    def add(self, call: Call[Any], cell: int | None) -> Launched:
+        where = "" if call.portal is None else call.portal.name
+        launched = Launched(call.name, where, cell, weakref.ref(call))
+        with self._lock:
+            self._running.append(launched)
+
+        def over(call: Call[Any]) -> None:
+            launched._over(call)
+            with self._lock:
+                if launched in self._running:
+                    self._running.remove(launched)
+                    self._finished.append(launched)
+
+        call._when_done(over)
+        return launched
+
+    def __iter__(self) -> Iterator[Launched]:
+        """The finished ones, oldest first, then those that run."""
+        with self._lock:
+            return iter([*self._finished, *self._running])
+
+    def running(self) -> list[Launched]:
+        with self._lock:
+            return list(self._running)
+
+    def of(self, call: Call[Any]) -> Launched | None:
+        for launched in self:
+            if launched.call() is call:
+                return launched
+        return None
+
+    def clear(self) -> None:
+        """Forget the finished ones."""
+        with self._lock:
+            self._finished.clear()

@@ -1,0 +1,105 @@
+"""The notebooks of `notebooks/` give the outputs that are stored in them.
+
+``python -m tests.notebook.test_notebooks`` executes them and stores their outputs anew.
+
+They are driven by the harness and not by nbclient, which takes what a cell prints only while that cell runs. Here late
+output is filed under the cell that launched it, as a frontend shows it.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import NotebookNode
+from nbformat.v4 import output_from_msg
+
+from tests.notebook.kernel import Kernel, Message, Pending
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+CELL_TIMEOUT = 30.0
+OUTPUTS = ("stream", "display_data", "execute_result", "error")
+
+
+def read(path: Path) -> NotebookNode:
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def executed(notebook: NotebookNode) -> list[list[NotebookNode]]:
+    """Execute a notebook in a kernel of its own, and return the outputs of each code cell.
+
+    Raises:
+        AssertionError: A cell failed.
+    """
+    pending: list[Pending] = []
+    with Kernel(cwd=FOLDER) as kernel:
+        for cell in code_cells(notebook):
+            pending.append(kernel.execute_async(cell.source))
+            reply = pending[-1].reply(CELL_TIMEOUT)
+            assert reply.error is None, f"this cell failed:\n{cell.source}\n\n{reply.error.traceback}"
+        # What was printed before the last cell ended may be on its way; the answer to one more request comes behind it.
+        kernel.request("kernel_info_request", {}).reply(CELL_TIMEOUT)
+    return [outputs(one.messages) for one in pending]
+
+
+def outputs(messages: list[Message]) -> list[NotebookNode]:
+    """The outputs of a cell as a notebook file holds them; successive pieces of one stream are one."""
+    found: list[NotebookNode] = []
+    for message in messages:
+        if message["msg_type"] not in OUTPUTS:
+            continue
+        output = output_from_msg(message)
+        if found and output.output_type == "stream" == found[-1].output_type and output.name == found[-1].name:
+            found[-1].text += output.text
+        else:
+            found.append(output)
+    return found
+
+
+def store(path: Path) -> None:
+    """Execute a notebook and write it with its outputs."""
+    notebook = read(path)
+    cells = code_cells(notebook)
+    for count, (cell, found) in enumerate(zip(cells, executed(notebook), strict=True), 1):
+        cell.execution_count = count
+        cell.outputs = found
+    nbformat.write(notebook, path)
+
+
+def test_there_are_notebooks() -> None:
+    assert FOLDER / "quickstart.ipynb" in NOTEBOOKS
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_gives_the_outputs_that_are_stored_in_it(path: Path) -> None:
+    notebook = read(path)
+    cells = code_cells(notebook)
+    for cell, found in zip(cells, executed(notebook), strict=True):
+        assert found == cell.outputs, f"this cell gave other outputs:\n{cell.source}"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_stored_executed_once_from_top_to_bottom(path: Path) -> None:
+    notebook = read(path)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    # Times of execution and the like would change with each run.
+    assert all(cell.metadata == {} for cell in notebook.cells)
+    assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
+    assert notebook.cells[0].cell_type == "markdown"
+    assert notebook.cells[0].source.startswith("# ")
+
+
+if __name__ == "__main__":
+    for one in NOTEBOOKS:
+        begin = time.monotonic()
+        store(one)
+        print(f"{one.name}: stored in {time.monotonic() - begin:.1f} s")

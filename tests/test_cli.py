@@ -1,0 +1,130 @@
+"""The command line, run as a user runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+import ipyportal
+from ipyportal import cli
+
+
+def ipyportal_command(
+    *arguments: str | Path, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ipyportal", *map(str, arguments)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+        env={**os.environ, **(variables or {})},
+    )
+
+
+def save(path: Path, *cells: nbformat.NotebookNode) -> Path:
+    nbformat.write(new_notebook(cells=list(cells)), path)
+    return path
+
+
+def test_version() -> None:
+    run = ipyportal_command("--version")
+    assert (run.returncode, run.stdout) == (0, f"ipyportal {ipyportal.__version__}\n")
+
+
+@pytest.mark.parametrize("arguments", [(), ("nonsense",), ("demo", "--timeout", "0"), ("demo", "--timeout", "soon")])
+def test_a_wrong_command_line_is_a_usage_error(arguments: tuple[str, ...]) -> None:
+    run = ipyportal_command(*arguments)
+    assert run.returncode == 2
+    assert run.stderr.startswith("usage: ipyportal")
+
+
+def test_the_demo_shows_each_cell_with_its_outputs(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "shown.ipynb",
+        new_markdown_cell("# A title"),
+        new_code_cell("def f():\n    print('said')\n    return 6 * 7\nf()"),
+        new_code_cell("import sys, os\nprint(sys.prefix)\nprint(os.getcwd())"),
+    )
+    run = ipyportal_command("demo", path)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith(
+        "# A title\n"
+        "\n"
+        "In [1]: def f():\n"
+        "   ...:     print('said')\n"
+        "   ...:     return 6 * 7\n"
+        "   ...: f()\n"
+        "said\n"
+        "Out[1]: 42\n"
+        "\n"
+    )
+    # The kernel runs this interpreter, in the notebook's folder.
+    assert f"\n{sys.prefix}\n{tmp_path}\n" in run.stdout
+    assert "shown.ipynb: 2 code cells ran in " in run.stdout
+    assert run.stderr == ""
+
+
+def test_a_progress_bar_of_a_cell_shows_its_last_state(tmp_path: Path) -> None:
+    path = save(tmp_path / "bar.ipynb", new_code_cell("print('1 of 2', end='\\r2 of 2\\n')"))
+    assert "In [1]: print('1 of 2', end='\\r2 of 2\\n')\n2 of 2\n" in (ipyportal_command("demo", path).stdout)
+
+
+def test_a_failing_cell_shows_its_traceback_and_ends_the_demo(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "failing.ipynb",
+        new_code_cell("'before'"),
+        new_code_cell("1 / 0"),
+        new_code_cell("'after'"),
+    )
+    run = ipyportal_command("demo", path)
+    assert run.returncode == 1
+    assert "Out[1]: 'before'" in run.stdout
+    assert "ZeroDivisionError" in run.stdout
+    assert "'after'" not in run.stdout
+    assert run.stderr.endswith("failing.ipynb: code cell 2 of 3 failed: ZeroDivisionError: division by zero\n")
+    assert "\x1b" not in run.stdout + run.stderr
+
+
+def test_a_cell_that_takes_too_long_fails_the_demo(tmp_path: Path) -> None:
+    path = save(tmp_path / "slow.ipynb", new_code_cell("import time; time.sleep(30)"))
+    run = ipyportal_command("demo", "--timeout", "1", path)
+    assert run.returncode == 1
+    assert "code cell 1 of 1 failed: it took more than 1 seconds" in run.stderr
+
+
+def test_a_kernel_that_dies_fails_the_demo(tmp_path: Path) -> None:
+    path = save(tmp_path / "deadly.ipynb", new_code_cell("import os; os._exit(1)"))
+    run = ipyportal_command("demo", path)
+    assert run.returncode == 1
+    assert "code cell 1 of 1 failed: the kernel died" in run.stderr
+
+
+@pytest.mark.parametrize("content", [None, "not JSON", '{"cells": 5}'])
+def test_what_is_no_notebook_is_refused_in_one_line(tmp_path: Path, content: str | None) -> None:
+    path = tmp_path / "other.ipynb"
+    if content is not None:
+        path.write_text(content)
+    run = ipyportal_command("demo", path)
+    assert run.returncode == 1
+    assert f"{path} cannot be read as a notebook" in run.stderr
+    assert "Traceback" not in run.stderr
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "nbclient", None)
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert cli.main(["demo"]) == 1
+    assert capsys.readouterr().err == (
+        "ipyportal demo needs nbclient and tqdm, not installed here. "
+        'Install what it needs with: pip install "ipyportal[demo]"\n'
+    )
