@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import signal
 import threading
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, cast, overload
 
 from ipyportal.concurrency.api import wait_for
-from ipyportal.concurrency.calls import Call, name_of
+from ipyportal.concurrency.calls import Call, State, name_of
 from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after, check_timeout
 from ipyportal.concurrency.portals import LoopPortal, Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
@@ -37,9 +38,24 @@ class Host:
     kernel_portal: Portal | None = None
     interrupt_owed = False
 
-    def blocking(self) -> AbstractContextManager[object]:
-        """Entered while a wait blocks its thread."""
-        return nullcontext()
+    @contextmanager
+    def blocking(self) -> Iterator[None]:
+        """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the handler.
+
+        A loop's own handler of SIGINT, as ipykernel has for asynchronous cells, only asks the loop to cancel a task.
+        A loop that is blocked never does.
+        """
+        handler: Any = None
+        if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
+            handler = signal.getsignal(signal.SIGINT)
+        if handler is None or handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
+            yield
+            return
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, handler)
 
     def advice(self) -> str:
         """What to do about a caller that cannot be suspended."""
@@ -158,12 +174,7 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
             raise KeyboardInterrupt from None
         raise
     except RuntimeError as exc:
-        if any(text in str(exc) for text in _FOREIGN_LOOP):
-            exc.add_note(
-                "ipyportal: an object made on one event loop was used on another. Make it where it is used, inside "
-                'the call; or choose the loop it was made on: run(..., on="kernel") for objects made in a cell with '
-                'await, on="loop" for those made by submit(); %portal shows the loops'
-            )
+        _note_foreign_loop(exc)
         raise
     finally:
         if host.interrupt_owed and here:
@@ -171,6 +182,22 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
 
 
 _FOREIGN_LOOP = ("attached to a different loop", "is bound to a different event loop")
+_FOREIGN_LOOP_NOTE = (
+    "ipyportal: an object made on one event loop was used on another. Make it where it is used, inside "
+    'the call; or choose the loop it was made on: run(..., on="kernel") for objects made in a cell with '
+    'await, on="loop" for those made by submit(); %portal shows the loops'
+)
+
+
+def _note_foreign_loop(exc: BaseException | None) -> None:
+    if isinstance(exc, RuntimeError) and any(text in str(exc) for text in _FOREIGN_LOOP):
+        if _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ()):
+            exc.add_note(_FOREIGN_LOOP_NOTE)
+
+
+def _note_failure(call: Call[Any]) -> None:
+    if call.state is State.FAILED:
+        _note_foreign_loop(call.exception())
 
 
 def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Route | None) -> None:
@@ -359,7 +386,9 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
         on = _route
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")
-    call = _submitter(on)(_as_call(work, args, kwargs, timeout))
+    call = _as_call(work, args, kwargs, timeout)
+    call._when_done(_note_failure)
+    _submitter(on)(call)
     host.launched(call)
     return call
 

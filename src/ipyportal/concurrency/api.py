@@ -43,7 +43,8 @@ def cast_to_call(call: CallOrFunction[T]) -> Call[T]:
 
 def _with_timeout(call: CallOrFunction[T], timeout: float | None) -> Call[T]:
     call = cast_to_call(call)
-    call.set_timeout(timeout)
+    if timeout is not None:
+        call.set_timeout(timeout)
     return call
 
 
@@ -84,12 +85,16 @@ def wait_for(
     waiter = SyncWaiter(call)
     for callback in done_callbacks or ():
         waiter.add_done_callback(cast_to_call(callback))
+    if contexts is None:
+        submit(call)
+        waiter.wait()
+        return call._take()
     with ExitStack() as stack:
-        for context in contexts or ():
+        for context in contexts:
             stack.enter_context(context)
         submit(call)
         waiter.wait()
-        return call.result()
+        return call._take()
 
 
 async def await_for(

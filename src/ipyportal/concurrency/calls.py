@@ -8,6 +8,7 @@ import contextvars
 import enum
 import inspect
 import queue
+import sys
 import threading
 import time
 import types
@@ -25,8 +26,8 @@ from ipyportal.concurrency.cancellation import (
     clock,
     interruptible_thread,
 )
-from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
-from ipyportal.concurrency.suspension import can_suspend, suspend, suspendable
+from ipyportal.concurrency.primitives import as_exception
+from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
 
 if TYPE_CHECKING:
     from ipyportal.concurrency.portals import Portal
@@ -75,29 +76,24 @@ class Call(Generic[T]):
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
     """
 
-    __slots__ = (
-        "__weakref__",
-        "_callbacks",
-        "_context",
-        "_deadline",
-        "_ending",
-        "_future",
-        "_interrupt",
-        "_lock",
-        "_name",
-        "_parent",
-        "_portal",
-        "_state",
-        "_task",
-        "_thread",
-        "_timeout",
-        "_traceback",
-        "_value",
-        "_waiter",
-        "args",
-        "fn",
-        "kwargs",
-    )
+    # Defaults of the class: many calls may be in flight, and most have few of these of their own.
+    fn: Callable[..., Any] | None
+    args: tuple[Any, ...] | None
+    kwargs: dict[str, Any] | None
+    _state = _PENDING
+    _value: Any = None
+    _traceback: types.TracebackType | None = None
+    _callbacks: list[Callable[[Any], object]] | None = None
+    _timeout: float | None = None
+    _deadline: float | None = None
+    _ending: State | None = None
+    _interrupt = Interrupt.NONE
+    _thread: InterruptibleThread | None = None
+    _task: asyncio.Task[None] | None = None
+    _portal: Portal | None = None
+    _waiter: Waiter[Any] | None = None
+    _future: _CallFuture[T] | None = None
+    _name: str | None = None
 
     def __init__(
         self,
@@ -109,27 +105,13 @@ class Call(Generic[T]):
             raise TypeError(
                 f"a call needs a function, not {type(fn).__name__}; an awaitable can be given to ipyportal.run()"
             )
-        self.fn: Callable[..., Any] | None = fn
-        self.args: tuple[Any, ...] | None = args
-        self.kwargs: dict[str, Any] | None = kwargs
+        self.fn = fn
+        self.args = args
+        self.kwargs = kwargs
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._parent = _current.get()
         # Reentrant: a signal handler may cancel the very call whose state its thread is changing.
         self._lock = threading.RLock()
-        self._state = _PENDING
-        self._value: Any = None
-        self._traceback: types.TracebackType | None = None
-        self._callbacks: list[Callable[[Any], object]] | None = None
-        self._timeout: float | None = None
-        self._deadline: float | None = None
-        self._ending: State | None = None
-        self._interrupt = Interrupt.NONE
-        self._thread: InterruptibleThread | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._portal: Portal | None = None
-        self._waiter: Waiter[Any] | None = None
-        self._future: _CallFuture[T] | None = None
-        self._name: str | None = None
 
     @overload
     @classmethod
@@ -237,6 +219,9 @@ class Call(Generic[T]):
             thread, task, waiter = self._thread, self._task, self._waiter
         if not begun:
             return self._finish(why, None)
+        # Who waits is released if the code is where no request can reach it: blocked in C, or in a blocked loop. Set
+        # before the request: who waits may be gone, and have ended the clock, as soon as the code has been told.
+        clock.call_at(time.monotonic() + GRACE, self._abandon)
         told_thread = thread is not None and thread.request(self)
         if not told_thread and task is not None:
             self._interrupt = Interrupt.SENT
@@ -246,8 +231,6 @@ class Call(Generic[T]):
                 pass  # the loop is closed: the call is over, or nothing can end it but what follows
         if waiter is not None:
             waiter._cancel_sent_back()
-        # Who waits is released if the code is where no request can reach it: blocked in C, or in a blocked loop.
-        clock.call_at(time.monotonic() + GRACE, self._abandon)
         return True
 
     def _cancel_task(self, task: asyncio.Task[None]) -> None:
@@ -515,7 +498,8 @@ class Call(Generic[T]):
                     if self._deadline is not None and now >= self._deadline:
                         self._end(State.TIMEDOUT)
         finally:
-            self._not_when_done(inbox.put)
+            if self._callbacks is not None:
+                self._not_when_done(inbox.put)
 
     async def _wait_suspended(self, timeout: float | None) -> None:
         over = asyncio.ensure_future(_over(self))
@@ -583,6 +567,9 @@ def name_of(fn: Any) -> str:
     """What messages call a function, a coroutine, a `Call`."""
     if isinstance(fn, Call):
         return fn.name
+    if type(fn) is types.FunctionType:
+        qualified = fn.__qualname__
+        return qualified if "<" not in qualified else qualified.replace("<locals>.", "")
     while isinstance(getattr(fn, "func", None), types.FunctionType):  # functools.partial
         fn = fn.func
     name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
@@ -674,14 +661,21 @@ async def _over(call: Call[Any]) -> None:
         awaited.release()
 
 
-class CallCoroutine(CoroutineWrapper[None]):
+class CallCoroutine(Suspendable[None]):
     """What a task runs for a call: its function, then the awaitable that it returned.
 
     A task that is cancelled before its first step still ends the call, and the call is over within the very step
     that ends it. It raises nothing: the task always ends well.
     """
 
-    __slots__ = ("_alone", "_call", "_context", "_running", "_task", "_timer")
+    _call: Call[Any] | None
+    _inner: Coroutine[Any, Any, Any] | None = None
+    _task: asyncio.Task[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _running: set[asyncio.Task[None]] | None = None
+    _context: contextvars.Context | None = None  # the call's, where the task has another
+    _alone = False  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
+    _begun = False
 
     def __init__(
         self,
@@ -692,48 +686,64 @@ class CallCoroutine(CoroutineWrapper[None]):
         context: contextvars.Context | None = None,
         alone: bool = False,
     ) -> None:
-        self._context = context  # the call's, where the task has another
-        self._alone = alone  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
-        self._call: Call[Any] | None = call
-        self._inner: Coroutine[Any, Any, Any] | None = None
+        self._call = call
         self._running = running
-        self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        if awaitable is not None:  # the call has begun: `Call.run` called the function
+        # A call that has begun, because `Call.run` called the function, belongs to whoever awaits the rest.
+        self._in_greenlets = awaitable is None and greenlets_available()
+        if awaitable is not None:
             self._inner = _as_coroutine(awaitable)
+            self._context = context
+            self._alone = alone
 
     def send(self, value: Any) -> Any:
-        inner = self._inner
-        if inner is None or self._task is None:
-            inner = self._start()
+        if self._in_greenlets:
+            return self._step(self._advance, value)
+        return self._answer(self._advance(value))
+
+    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        exc = as_exception(typ, val, tb)
+        if self._greenlet is not None:
+            return self._step(None, exc)
+        if self._in_greenlets:
+            return self._step(self._advance_with, exc)
+        return self._answer(self._advance_with(exc))
+
+    def _answer(self, answer: Any) -> Any:
+        if answer is OVER:
+            raise StopIteration
+        return answer
+
+    def _advance(self, value: Any) -> Any:
+        """One step: what it waits for, or `OVER`."""
+        call, inner = self._call, self._inner
+        assert call is not None
+        if not self._begun:
+            inner = self._start(call)
             if inner is None:
                 self._over()
-                raise StopIteration
+                return OVER
+        assert inner is not None
         try:
             if self._context is not None:
                 return self._context.run(inner.send, value)
             return inner.send(value)
         except StopIteration as stop:
-            call = self._call
-            assert call is not None
             call._finish(_FINISHED, stop.value)
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
-            call = self._call
-            assert call is not None
             self._fail(call, exc)
         del call, inner
         self._over()
-        raise StopIteration
+        return OVER
 
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
-        exc = as_exception(typ, val, tb)
+    def _advance_with(self, exc: BaseException) -> Any:
+        """One step that begins with an exception."""
         call, inner = self._call, self._inner
         assert call is not None
         if inner is None:
             call._end(_CANCELLED)
             self._over()
-            raise StopIteration
-        if self._task is None:
+            return OVER
+        if not self._begun:
             self._adopt(call)
         try:
             if self._context is not None:
@@ -743,9 +753,9 @@ class CallCoroutine(CoroutineWrapper[None]):
             call._finish(_FINISHED, stop.value)
         except BaseException as error:  # noqa: BLE001
             self._fail(call, error)
-        del call, inner, exc, typ, val, tb
+        del call, inner, exc
         self._over()
-        raise StopIteration
+        return OVER
 
     def _fail(self, call: Call[Any], exc: BaseException) -> None:
         if self._alone and isinstance(exc, asyncio.CancelledError) and call._ending is None:
@@ -754,6 +764,8 @@ class CallCoroutine(CoroutineWrapper[None]):
         call._fail(exc)
 
     def close(self) -> None:
+        if self._greenlet is not None:
+            super().close()
         inner, call = self._inner, self._call
         if inner is not None:
             inner.close()
@@ -763,16 +775,17 @@ class CallCoroutine(CoroutineWrapper[None]):
         self._over()
 
     def _adopt(self, call: Call[Any]) -> asyncio.Task[None] | None:
-        self._task = task = asyncio.current_task()
+        self._begun = True
+        task = self._task
+        if task is None:
+            self._task = task = asyncio.current_task()
         if call._deadline is not None and task is not None:
             delay = call._deadline - time.monotonic()
             self._timer = task.get_loop().call_later(max(0.0, delay), call._time_out)
         return task
 
-    def _start(self) -> Coroutine[Any, Any, Any] | None:
+    def _start(self, call: Call[Any]) -> Coroutine[Any, Any, Any] | None:
         """The first step: run the function. Gives what is left to be awaited, or None if the call is over."""
-        call = self._call
-        assert call is not None
         task = self._adopt(call)
         if self._inner is not None:  # begun by `Call.run`
             with call._lock:
@@ -823,7 +836,7 @@ class CallCoroutine(CoroutineWrapper[None]):
             task = self._task or asyncio.current_task()
             if task is not None:
                 self._running.discard(task)
-        self._call = self._inner = self._task = self._timer = self._context = None
+        self._call = self._inner = self._timer = self._context = None
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
@@ -841,6 +854,15 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     context = call._context
     if context is None:
         return  # cancelled while it was queued
-    task = loop.create_task(suspendable(CallCoroutine(call, running)), context=context)
+    coroutine = CallCoroutine(call, running)
+    task: asyncio.Task[None]
+    if _EAGER and loop.get_task_factory() is None:
+        # Its first step runs at once, and not in another turn of the loop.
+        task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
+    else:
+        task = loop.create_task(coroutine, context=context)
     if not task.done():  # an eager task may be over already
         running.add(task)
+
+
+_EAGER = sys.version_info >= (3, 12)

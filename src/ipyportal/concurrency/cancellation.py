@@ -303,6 +303,7 @@ class InterruptibleThread:
     def resume(self, taken: list[Interruptible]) -> None:
         with self._lock:
             self._stack.extend(taken)
+            self._send()  # what was asked of them meanwhile
 
     @property
     def depth(self) -> int:
@@ -335,10 +336,25 @@ class InterruptibleThread:
                     innermost.wake()
         if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
             if self._signals:
-                assert _WAKE_SIGNAL is not None
-                signal.pthread_kill(self._ident, _WAKE_SIGNAL)
+                self._signal(0.01)
             else:
                 _set_async_exception(self._ident, Cancelled)
+
+    def _signal(self, again: float) -> None:
+        """Send this thread the signal, and after `again` seconds once more.
+
+        A system call sees only a signal that comes while it is in the kernel. One that comes after the last bytecode
+        and before that leaves the thread asleep: often, since a thread that gives up the interpreter's lock for its
+        system call wakes the very thread that cancels it.
+        """
+        assert _WAKE_SIGNAL is not None
+        signal.pthread_kill(self._ident, _WAKE_SIGNAL)
+        clock.call_at(time.monotonic() + again, lambda: self._remind(again))
+
+    def _remind(self, after: float) -> None:
+        with self._lock:
+            if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
+                self._signal(min(2 * after, GRACE))
 
     def _unshielded(self) -> Iterator[Interruptible]:
         for target in reversed(self._stack):
@@ -549,9 +565,15 @@ class SyncCancelScope(CancelScope):
 
     _interrupt = Interrupt.NONE
 
+    _task: asyncio.Task[Any] | None = None
+
     def __enter__(self) -> Self:
         self._thread = interruptible_thread()
         self._timer: Timer | None = None
+        if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
+            self._task = task
+            self._cancelling = task.cancelling()
+            self._requested = False
         self._open = True
         self._thread.enter(self)
         if self._deadline is not None:
@@ -559,7 +581,20 @@ class SyncCancelScope(CancelScope):
         return self
 
     def _interrupt_block(self) -> None:
-        self._thread.request(self)
+        if not self._thread.request(self) and self._task is not None:
+            # Its code is suspended. It may be resumed before the loop gets to this, and is interrupted then.
+            self._interrupt = Interrupt.REQUESTED
+            try:
+                self._task.get_loop().call_soon_threadsafe(self._cancel_task)
+            except RuntimeError:
+                pass  # the loop is closed, and the block with it
+
+    def _cancel_task(self) -> None:
+        # In the loop, where no code of the task runs: if the block has not ended, it is suspended.
+        if self._open and self._interrupt is Interrupt.REQUESTED and self._task is not None:
+            self._interrupt = Interrupt.NOTICED
+            self._requested = True
+            self._task.cancel()
 
     def __exit__(
         self,
@@ -572,6 +607,8 @@ class SyncCancelScope(CancelScope):
             self._open = False
         if self._timer is not None:
             self._timer.cancel()
+        if self._task is not None and self._requested and self._task.uncancel() > self._cancelling:
+            return  # somebody else cancelled the task, too
         self._settle(exc)
 
 
@@ -628,6 +665,11 @@ def _deadline(seconds: float | None) -> tuple[float | None, float | None]:
     return (None, None) if timeout is None else (time.monotonic() + timeout, timeout)
 
 
+def _check_deadline(deadline: float | None) -> float | None:
+    # Any moment that is past is as good as another.
+    return check_timeout(max(deadline, 0.0) if isinstance(deadline, float) else deadline, "deadline")
+
+
 def cancel_sync_after(seconds: float | None) -> SyncCancelScope:
     """Cancel the synchronous code of a ``with`` block after `seconds` (None: only by `CancelScope.cancel`).
 
@@ -642,7 +684,7 @@ def cancel_sync_after(seconds: float | None) -> SyncCancelScope:
 
 def cancel_sync_at(deadline: float | None) -> SyncCancelScope:
     """Like `cancel_sync_after`, at a time of `time.monotonic()`, in seconds."""
-    return SyncCancelScope(deadline, None)
+    return SyncCancelScope(_check_deadline(deadline), None)
 
 
 def cancel_async_after(seconds: float | None) -> AsyncCancelScope:
@@ -659,7 +701,7 @@ def cancel_async_after(seconds: float | None) -> AsyncCancelScope:
 
 def cancel_async_at(deadline: float | None) -> AsyncCancelScope:
     """Like `cancel_async_after`, at a time of `time.monotonic()`, in seconds."""
-    return AsyncCancelScope(deadline, None)
+    return AsyncCancelScope(_check_deadline(deadline), None)
 
 
 # --- shields ---------------------------------------------------------------------------------------------------------

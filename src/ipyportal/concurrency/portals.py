@@ -32,10 +32,11 @@ class Portal(abc.ABC):
 
     def _adopt(self, call: Call[Any]) -> None:
         """Note that `call` is to run here, once."""
-        with call._lock:
-            if call._portal is not None or call.running():
-                raise RuntimeError(f"{call!r} was submitted before; make a new call for each run")
-            call._portal = self
+        # Without the call's lock: of two threads that submit one call, both may get here, and `Call._begin` sees to
+        # it that it runs once.
+        if call._portal is not None or call.running():
+            raise RuntimeError(f"{call!r} was submitted before; make a new call for each run")
+        call._portal = self
 
     def _check_wait(self, call: Call[Any]) -> None:  # noqa: B027 - most portals have nothing to check
         """Raise RuntimeError if this thread, by blocking for `call`, would keep it from ever being run."""

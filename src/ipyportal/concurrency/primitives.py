@@ -28,9 +28,7 @@ class CoroutineWrapper(Coroutine[Any, Any, T]):
     step, and between the loop and each step.
     """
 
-    __slots__ = ("__weakref__", "_inner")
-
-    _inner: Coroutine[Any, Any, Any] | None
+    _inner: Any
 
     def __await__(self) -> Generator[Any, None, T]:
         yielded: Any

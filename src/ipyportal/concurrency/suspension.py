@@ -47,6 +47,7 @@ else:
     _getcurrent = greenlet.getcurrent
 
 __all__ = [
+    "OVER",
     "Suspendable",
     "WaitAbandoned",
     "can_suspend",
@@ -112,18 +113,18 @@ class _Rest(CoroutineWrapper[Any]):
     def send(self, value: Any) -> Any:
         future, self._future = self._future, None
         if future is None:
-            return self._inner.send(value)  # type: ignore[union-attr]
+            return self._inner.send(value)
         if future.done():
-            return self._inner.send(None)  # type: ignore[union-attr]
+            return self._inner.send(None)
         future._asyncio_future_blocking = True  # as Future.__await__ does before it yields itself
         return future
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         self._future = None
-        return self._inner.throw(as_exception(typ, val, tb))  # type: ignore[union-attr]
+        return self._inner.throw(as_exception(typ, val, tb))
 
     def close(self) -> None:
-        self._inner.close()  # type: ignore[union-attr]
+        self._inner.close()
 
 
 class _Local(threading.local):
@@ -138,44 +139,56 @@ class _Local(threading.local):
 _local = _Local()
 
 
-def _run_steps(
-    step: Callable[[Any], Any], value: Any, root: Any
-) -> Any:  # pragma: no cover - in a greenlet, where coverage cannot look
+OVER: Any = object()
+"""What a step gives that ends its coroutine without a result, in place of raising StopIteration."""
+
+
+class _Raised:
+    """What a step raised."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pragma: no cover - in a greenlet
     """The body of a pooled greenlet: run one step, switch back to `root` with what came of it, and again."""
     while True:
-        error: BaseException | None
         try:
-            result, error = step(value), None
+            answer = step(value)
         except BaseException as exc:  # noqa: BLE001 - it goes on in the task's own stack
-            result, error = None, exc
-        answer = (result, error)
+            answer = _Raised(exc)
         # An idle greenlet holds nothing.
-        del result, error, step, value
+        step = value = None  # type: ignore[assignment]
         target, root = root, None
         step, value, root = target.switch(answer)
-        del target, answer
+        answer = target = None
 
 
 def _new_greenlet() -> Any:
-    return greenlet.greenlet(_run_steps)
+    # A child of the thread's first greenlet, and not of the one that happens to need it, which it would keep alive.
+    first = _getcurrent()
+    while first.parent is not None:
+        first = first.parent
+    return greenlet.greenlet(_run_steps, first)
 
 
 class Suspendable(CoroutineWrapper[T]):
     """A coroutine in whose steps synchronous code can be suspended. Give it to a task in place of `coro`."""
 
-    __slots__ = ("_asked_to_stop", "_depth", "_greenlet", "_kept", "_proxy", "_root", "_task")
-
-    _inner: Coroutine[Any, Any, T]
+    # Defaults of the class: an instance is made for each call, and has few of them of its own.
+    _inner: Any
+    _greenlet: Any = None  # that of suspended code: a step's, or one that code in the step made
+    _kept: Any = None  # the borrowed greenlet, if it is kept beyond the step
+    _root: Any = None  # where the present step came from, and goes back to
+    _task: asyncio.Task[Any] | None = None
+    _depth = 0
+    _asked_to_stop = False
+    _proxy: _Proxy | None = None
 
     def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
         self._inner = coro
-        self._greenlet: Any = None  # that of suspended code: a step's, or one that code in the step made
-        self._kept: Any = None  # the borrowed greenlet, if it is kept beyond the step
-        self._root: Any = None  # where the present step came from, and goes back to
-        self._task: asyncio.Task[Any] | None = None
-        self._depth = 0
-        self._asked_to_stop = False
-        self._proxy: _Proxy | None = None
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -248,14 +261,19 @@ class Suspendable(CoroutineWrapper[T]):
             self._root = None
         if self._greenlet is not None:
             return answer  # what the suspended code waits for
-        result, error = answer
         borrowed, self._kept = self._kept, None
         if sys.getrefcount(borrowed) <= _OWN_REFERENCES:
-            local.pool.append(borrowed)
-        elif error is None:
+            # One that was started within another step has started with that step's depth of recursion, and would
+            # leave later steps less of it.
+            if outer is None:
+                local.pool.append(borrowed)
+        elif answer is not OVER and type(answer) is not _Raised:
             self._kept = borrowed  # somebody may switch to it
-        if error is None:
-            return result
+        if answer is OVER:
+            raise StopIteration
+        if type(answer) is not _Raised:
+            return answer
+        error = answer.error
         try:
             # Without the pooled greenlet's frame.
             raise error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)

@@ -99,7 +99,12 @@ class _ThreadPortal(Portal):
             thread = threading.Thread(target=self._main, args=(ready,), name=self._name, daemon=self._daemon)
             thread.start()
             # Ends: `_main` sets it whether it succeeds or not, and needs no lock of ours before.
-            error = ready.exception()
+            interrupt: BaseException | None = None
+            try:
+                error = ready.exception()
+            except BaseException as exc:  # noqa: BLE001 - raised below: a thread that nobody knows would never end
+                interrupt = exc
+                error = ready.exception()
             if error is not None:
                 thread.join()
                 try:
@@ -108,6 +113,8 @@ class _ThreadPortal(Portal):
                     del error
             self._thread = thread
             self._phase = _Phase.RUNNING
+            if interrupt is not None:
+                raise interrupt
             return self
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
@@ -309,7 +316,8 @@ class EventLoopThread(_ThreadPortal):
         inbox = self._inbox
         loop = self._loop
         assert loop is not None
-        while inbox:
+        # Not what is submitted meanwhile, which has woken the loop again: the loop has other things to do, too.
+        for _ in range(len(inbox)):
             start_on_loop(inbox.popleft(), loop, self._running)
 
     def add_shutdown_call(self, call: Call[T]) -> Call[T]:

@@ -38,6 +38,7 @@ class Waiter(Portal, Generic[T]):
         self._lock = threading.RLock()
         self._todo: deque[Call[Any]] = deque()
         self._sent_back: set[Call[Any]] = set()
+        self._clean_up: set[Call[Any]] = set()  # what was sent back after the call had been asked to end
         self._done_callbacks: list[Call[Any]] = []
         self._closed = False
         with call._lock:
@@ -70,6 +71,8 @@ class Waiter(Portal, Generic[T]):
             self._adopt(call)
             self._sent_back.add(call)
             self._todo.append(call)
+            if self._call._ending is not None:
+                self._clean_up.add(call)
         call._when_done(self._sent_back.discard)
         self._wake()
         return call
@@ -105,6 +108,16 @@ class Waiter(Portal, Generic[T]):
             sent_back = list(self._sent_back)
         for call in sent_back:
             call.cancel()
+
+    def _next(self) -> Call[Any]:
+        """The next call to run; a cancelled one, if it was sent back before the awaited call was asked to end."""
+        call = self._todo.popleft()
+        if call in self._clean_up:
+            self._clean_up.discard(call)
+        elif self._call._ending is not None:
+            # Who cancels the awaited call is about to cancel this one, too, and may not have come to it yet.
+            call.cancel()
+        return call
 
     def _ended(self) -> None:
         """The call is over. If not by itself, what it sent back is not wanted any more."""
@@ -229,12 +242,16 @@ class SyncWaiter(Waiter[T]):
             call._portal._check_wait(call)
         call._when_done(self._inbox.put)
         thread = interruptible_thread()
-        mark = Wait(call.cancel)
-        thread.enter(mark)
-        blocked = _blocked.setdefault(self._thread, [])
-        blocked.append(self)
+        mark: Wait | None = None
+        if thread.depth:  # else nothing runs here that could be asked to end
+            mark = Wait(call.cancel)
+            thread.enter(mark)
+        blocked: list[SyncWaiter[Any]] | None = None
+        if self._thread in _inboxes:
+            blocked = _blocked.setdefault(self._thread, [])
+            blocked.append(self)
         try:
-            if thread.owed(below=mark):
+            if mark is not None and thread.owed(below=mark):
                 call.cancel()
             try:
                 self._serve()
@@ -243,16 +260,18 @@ class SyncWaiter(Waiter[T]):
                 self._serve()
                 raise
         finally:
-            blocked.remove(self)
-            if not blocked:
-                del _blocked[self._thread]
-            thread.leave(mark)
+            if blocked is not None:
+                blocked.remove(self)
+                if not blocked:
+                    del _blocked[self._thread]
+            if mark is not None:
+                thread.leave(mark)
             with self._lock:
                 self._closed = True
             for callback in self._done_callbacks:
                 self._run(callback)
                 self._report(callback)
-        if thread.depth:
+        if mark is not None:
             thread.checkpoint()
         return call
 
@@ -266,15 +285,16 @@ class SyncWaiter(Waiter[T]):
                 if rest is not None:
                     shared._continue(rest)
                 del lent, rest
+            if call.done():
+                self._ended()
             while self._todo:
-                sent_back = self._todo.popleft()
+                sent_back = self._next()
                 self._run(sent_back)
                 if isinstance(sent_back._value, KeyboardInterrupt):
                     # The stop key was meant for all of it, whether or not the call looks at what it sent back.
                     raise KeyboardInterrupt
                 del sent_back
             if call.done():
-                self._ended()
                 if self._close_if_idle():
                     return
                 continue
@@ -319,7 +339,7 @@ class AsyncWaiter(Waiter[T]):
         loop = self._loop
         assert loop is not None
         while self._todo:
-            start_on_loop(self._todo.popleft(), loop, self._running)
+            start_on_loop(self._next(), loop, self._running)
 
     async def wait(self) -> Call[T]:
         """Run what is sent back until the call, and all that, is over; then the done callbacks.

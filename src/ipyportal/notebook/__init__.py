@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import concurrency, sync
@@ -44,7 +43,7 @@ class Extension(sync.Host):
         self.history = History()
         self.timing = AwaitInMagics(shell)
         self._live: LiveKernel | None = None
-        self._magics: list[tuple[str, str]] = []
+        self._magics: dict[tuple[str, str], Any] = {}  # with what they hide
         self._threads: dict[str, WorkerThread] = {}
         self._undo: list[Callable[[], object]] = []
 
@@ -59,11 +58,12 @@ class Extension(sync.Host):
                 self._live.attach()
         sync.host = self
         magics = PortalMagics(self.shell, self)
+        table = self.shell.magics_manager.magics
+        names = [("line", name) for name in magics.magics["line"]] + [("cell", name) for name in CELL_MAGICS]
+        self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
         self.shell.register_magics(magics)
-        self._magics = [("line", name) for name in magics.magics["line"]]
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)
-            self._magics.append(("cell", name))
         self.timing.switch(True)
         self._undo.append(register_formatters(self.shell, self.history))
         self._undo.append(_add_completions(self.shell))
@@ -73,8 +73,12 @@ class Extension(sync.Host):
         if self._live is not None:
             self._live.uninstall()
         self.timing.switch(False)
-        for kind, name in self._magics:
-            self.shell.magics_manager.magics[kind].pop(name, None)
+        table = self.shell.magics_manager.magics
+        for (kind, name), before in self._magics.items():
+            if before is None:
+                table[kind].pop(name, None)
+            else:
+                table[kind][name] = before
         while self._undo:
             self._undo.pop()()
         for thread in self._threads.values():
@@ -93,9 +97,6 @@ class Extension(sync.Host):
     def report(self) -> Report:
         """What ``%portal`` shows."""
         return Report(self.environment, len(self.history.running()))
-
-    def blocking(self) -> AbstractContextManager[object]:
-        return self.interrupts.blocking()
 
     def advice(self) -> str:
         if self.environment.can_suspend:

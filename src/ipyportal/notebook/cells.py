@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import codeop
 import inspect
+import io
+import re
+import tokenize
 import types
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +30,15 @@ class Body:
     Args:
         source: The body, below the line of the magic.
         first_line: The number of its first line in the cell.
+        interactivity: In place of ``ast_node_interactivity``.
 
     Raises:
         SyntaxError: With the line of the cell. Nothing has run then.
     """
 
-    def __init__(self, shell: InteractiveShell, source: str, first_line: int = 2) -> None:
+    def __init__(
+        self, shell: InteractiveShell, source: str, first_line: int = 2, *, interactivity: str | None = None
+    ) -> None:
         # The line numbers of errors and tracebacks are then those of the cell.
         raw = "\n" * (first_line - 1) + source
         code = "\n" * (first_line - 1) + shell.transform_cell(source)
@@ -45,7 +51,9 @@ class Body:
             raise
         assert isinstance(tree, ast.Module)
         tree = shell.transform_ast(tree)
-        shown, kept = _what_is_shown(tree, shell.ast_node_interactivity)
+        shown, kept = _what_is_shown(tree, interactivity or shell.ast_node_interactivity)
+        self.is_expression = len(tree.body) == 1 and tree.body[0] is kept
+        self._silent = _ends_in_semicolon(code)
         self._namespace: dict[str, Any] = shell.user_ns
         self._codes: list[types.CodeType] = []
         for node in tree.body:
@@ -59,6 +67,10 @@ class Body:
                 part, mode = ast.Module([node], []), "exec"
             self._codes.append(compile(ast.fix_missing_locations(part), name, mode, flags, dont_inherit=True))
         self.is_async = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
+
+    def shown(self, value: Any) -> Any:
+        """What the magic is to return: the value, but None if a semicolon at the end says not to show it."""
+        return None if self._silent else value
 
     async def run(self) -> Any:
         """Run it; give the value of the last expression, or None."""
@@ -102,6 +114,13 @@ def _what_is_shown(tree: ast.Module, interactivity: str) -> tuple[list[ast.stmt]
     return shown, last if isinstance(last, ast.Expr) else None
 
 
+def _ends_in_semicolon(code: str) -> bool:
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(code).readline))):
+        if token.type not in (tokenize.ENDMARKER, tokenize.NEWLINE, tokenize.NL, tokenize.COMMENT, tokenize.DEDENT):
+            return token.string == ";"
+    return False
+
+
 def _assigned(node: ast.stmt) -> str | None:
     """The name that a statement assigns to, if it is one."""
     target = None
@@ -113,10 +132,12 @@ def _assigned(node: ast.stmt) -> str | None:
 
 
 def contains_await(source: str) -> bool:
-    """Whether Python source has ``await``, ``async for`` or the like outside of functions."""
+    """Whether source has ``await``, ``async for`` or the like outside of functions; or the word, if it is no Python."""
     try:
         code = compile(source, "<magic>", "exec", _FLAG, dont_inherit=True)
-    except (SyntaxError, ValueError):
+    except SyntaxError:
+        return re.search(r"\bawait\b", source) is not None
+    except ValueError:
         return False
     return bool(code.co_flags & inspect.CO_COROUTINE)
 
@@ -145,9 +166,15 @@ def without_await(source: str, function: str) -> str:
         SyntaxError: It is no Python; or it has ``async for``, ``async with`` or an asynchronous comprehension, which
             cannot be written so.
     """
-    tree = compile(source, "<magic>", "exec", _FLAG | ast.PyCF_ONLY_AST, dont_inherit=True)
+    try:
+        tree = compile(source, "<magic>", "exec", _FLAG | ast.PyCF_ONLY_AST, dont_inherit=True)
+    except SyntaxError as exc:
+        exc.of_a_cell_body = True  # type: ignore[attr-defined]
+        raise
     assert isinstance(tree, ast.Module)
-    text = ast.unparse(ast.fix_missing_locations(_Awaits(function).visit(tree)))
+    nodes = ast.fix_missing_locations(_Awaits(function).visit(tree)).body
+    # On one line where that is possible: a line magic can then take it.
+    text = ("\n" if any(hasattr(node, "body") for node in nodes) else "; ").join(map(ast.unparse, nodes))
     if contains_await(text):
         raise SyntaxError(
             "`async for`, `async with` and asynchronous comprehensions cannot be timed like this; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import reprlib
+import threading
 from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
@@ -16,6 +17,9 @@ __all__ = ["CallView", "CallsTable"]
 
 INTERVAL = 1.0
 """Seconds between two looks at a call whose card is shown."""
+
+LONGEST = 200
+"""Characters of a result's or an exception's text that are shown."""
 
 _COLOURS = {
     State.PENDING: "var(--jp-warn-color1, #b26a00)",
@@ -40,7 +44,7 @@ _short.maxstring = _short.maxother = 80
 
 def _repr(value: object) -> str:
     try:
-        return _short.repr(value)
+        return _cut(" ".join(line.strip() for line in _short.repr(value).splitlines()))
     except Exception as exc:  # noqa: BLE001 - somebody's __repr__
         return f"<{type(value).__name__}: repr failed with {type(exc).__name__}>"
 
@@ -65,7 +69,11 @@ def _outcome(call: Call[Any]) -> str:
         text = str(value).strip().splitlines()
     except Exception:  # noqa: BLE001 - somebody's __str__
         text = []
-    return f"{type(value).__name__}: {text[-1]}" if text else type(value).__name__
+    return f"{type(value).__name__}: {_cut(text[-1])}" if text else type(value).__name__
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 class CallView:
@@ -119,16 +127,19 @@ class CallView:
         handle: Any = display(self.bundle(), raw=True, display_id=True)
         if handle is None:  # IPython without a display publisher
             return
-        button = _cancel_button(self._call)
+        remove_button = _cancel_button(self._call)
+        lock = threading.Lock()
 
-        def update(*_: object) -> None:
-            handle.update(self.bundle(), raw=True)
+        def update() -> None:
+            # What is looked at first is shown first: two threads come here when the call ends, and the last word
+            # must not be that it runs.
+            with lock:
+                handle.update(self.bundle(), raw=True)
 
         def over(_: object) -> None:
             follower.cancel()
             update()
-            if button is not None:
-                button.close()
+            remove_button()
 
         async def follow() -> None:
             while not self._call.done():
@@ -140,21 +151,27 @@ class CallView:
         self._call.add_done_callback(over)
 
 
-def _cancel_button(call: Call[Any]) -> Any:
-    """A button that cancels the call, shown below its card; None where there are no widgets."""
+def _cancel_button(call: Call[Any]) -> Callable[[], None]:
+    """Show a button that cancels the call, where there are widgets; return what takes it away."""
+    from IPython import get_ipython
+    from IPython.display import display
+
     try:
         import ipywidgets
-        from IPython.display import display
     except ImportError:
-        return None
-    from IPython import get_ipython
-
-    if getattr(get_ipython(), "kernel", None) is None:
-        return None
+        ipywidgets = None
+    if ipywidgets is None or call.done() or getattr(get_ipython(), "kernel", None) is None:
+        return lambda: None
     button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
     button.on_click(lambda _: call.cancel())
-    display(button)
-    return button
+    handle: Any = display(button, display_id=True)
+
+    def remove() -> None:
+        button.close()
+        # A notebook is stored without its widgets: it would show the text in place of the button.
+        handle.update({"text/plain": ""}, raw=True)
+
+    return remove
 
 
 class CallsTable:

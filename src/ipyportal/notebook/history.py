@@ -15,7 +15,7 @@ from ipyportal.concurrency.calls import Call, State
 __all__ = ["History", "Launched"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Launched:
     """What is remembered of a call. It does not keep the call, or its result, alive."""
 

@@ -101,21 +101,6 @@ class Interrupts:
         if not self._watches and signal.getsignal(signal.SIGINT) == self._on_sigint:
             signal.signal(signal.SIGINT, handler)
 
-    @contextmanager
-    def blocking(self) -> Iterator[None]:
-        """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the cell's handler."""
-        handler: Any = None
-        if threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-        if handler is None or handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
-            yield
-            return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, handler)
-
     def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True
         # Runs on the main thread, between any two bytecodes: it takes no lock and runs no code of the user.

@@ -165,15 +165,16 @@ class LiveKernel:
 
     def _suspendable_handler(self, original: Any) -> Any:
         async def handle(*args: Any) -> Any:
-            if self._loop is None and threading.current_thread() is threading.main_thread():
+            in_main_thread = threading.current_thread() is threading.main_thread()  # and not in a subshell's
+            if self._loop is None and in_main_thread:
                 self.attach()
-            self._open += 1
+            self._open += in_main_thread
             try:
                 with self._interrupts.watch(is_cell=False):
                     result = original(*args)
                     return await result if inspect.isawaitable(result) else result
             finally:
-                self._open -= 1
+                self._open -= in_main_thread
 
         @functools.wraps(original)
         def handler(*args: Any) -> Any:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import contextlib
 import inspect
 import re
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -54,11 +53,7 @@ class PortalMagics(Magics):
 
     def _parse(self, magic: Any, line: str) -> Namespace:
         """The options of a magic. What is wrong with them is a UsageError."""
-        with contextlib.redirect_stderr(None):
-            try:
-                return parse_argstring(magic, line)  # type: ignore[no-any-return]
-            except SystemExit:
-                raise UsageError(f"unknown option or missing name: {line.strip()!r}") from None
+        return parse_argstring(magic, line)  # type: ignore[no-any-return]
 
     def _timeout(self, text: str | None) -> float | None:
         if text is None:
@@ -80,7 +75,7 @@ class PortalMagics(Magics):
 
     @line_magic("await")
     @no_var_expand
-    @magic_arguments()
+    @magic_arguments("%await")
     @_portal_option
     @argument("expression", nargs="*", help="What to evaluate and wait for; it may contain await.")
     def await_(self, line: str) -> Any:
@@ -100,20 +95,18 @@ class PortalMagics(Magics):
         if not expression:
             raise UsageError("%await needs an expression: %await fetch(url)")
         timeout, on = self._timeout(options.timeout), self._route(options.on)
-        namespace = self._shell.user_ns
-        flags = self._shell.compile.flags | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
-        code = compile(expression, "<%await>", "eval", flags, dont_inherit=True)
+        body = Body(self._shell, expression, _line_in_cell(self._shell.user_ns), interactivity="last_expr")
+        if not body.is_expression:
+            raise UsageError("%await needs an expression, no statement: x = %await fetch(url)")
 
         async def evaluate() -> Any:
             __tracebackhide__ = True
-            value = eval(code, namespace)
-            if code.co_flags & inspect.CO_COROUTINE:
-                value = await value
+            value = await body.run()
             return await value if inspect.isawaitable(value) else value
 
-        return run(_named(evaluate, "%await"), timeout=timeout, on=on)
+        return body.shown(run(_named(evaluate, "%await"), timeout=timeout, on=on))
 
-    @magic_arguments()
+    @magic_arguments("%%await")
     @_portal_option
     @argument("--as", dest="name", metavar="NAME", help="Keep the last expression's value in NAME, do not show it.")
     def await_cell(self, line: str, cell: str) -> Any:
@@ -129,11 +122,11 @@ class PortalMagics(Magics):
         body = Body(self._shell, cell)
         value = run(_named(body.run, "%%await"), timeout=timeout, on=on)
         if name is None:
-            return value
+            return body.shown(value)
         self._shell.user_ns[name] = value
         return None
 
-    @magic_arguments()
+    @magic_arguments("%%background")
     @_portal_option
     @argument("name", nargs="?", help="The variable that will hold the Call.")
     def background(self, line: str, cell: str) -> None:
@@ -156,7 +149,7 @@ class PortalMagics(Magics):
             self._shell.user_ns[name] = call
         CallView(call, launched).show()
 
-    @magic_arguments()
+    @magic_arguments("%%thread")
     @argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
     @argument(
         "--name",
@@ -178,14 +171,14 @@ class PortalMagics(Magics):
         on: Any = "thread"
         if options.name is not None:
             on = self._extension.named_thread(_identifier(options.name))
-        return run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on)
+        return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on))
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
     @line_magic
     @magic_arguments()
     @argument("action", nargs="?", choices=["cancel", "clear"], help="cancel NAME or all; clear the finished ones.")
-    @argument("name", nargs="?", help="Which to cancel, or all.")
+    @argument("name", nargs="*", help="Which to cancel, or all.")
     def calls(self, line: str) -> Any:
         """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear``.
 
@@ -198,11 +191,12 @@ class PortalMagics(Magics):
             history.clear()
             return None
         if options.action == "cancel":
-            if options.name is None:
+            name = " ".join(options.name)
+            if not name:
                 raise UsageError("cancel which? %calls cancel NAME, or %calls cancel all")
-            chosen = [one for one in history.running() if options.name in ("all", one.name)]
-            if not chosen and options.name != "all":
-                raise UsageError(f"no call of the name {options.name!r} is running; %calls shows those that are")
+            chosen = [one for one in history.running() if name in ("all", one.name)]
+            if not chosen and name != "all":
+                raise UsageError(f"no call of the name {name!r} is running; %calls shows those that are")
             for one in chosen:
                 if (call := one.call()) is not None:
                     call.cancel()
@@ -247,6 +241,16 @@ def _named(function: Callable[[], Any], name: str) -> Any:
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def _line_in_cell(namespace: dict[str, Any]) -> int:
+    """The number of the line of the cell, or of a function of the user's, that is running."""
+    frame = sys._getframe(1)
+    while frame.f_globals is not namespace:
+        if frame.f_back is None:
+            return 1
+        frame = frame.f_back
+    return frame.f_lineno
 
 
 def _identifier(name: str) -> str:

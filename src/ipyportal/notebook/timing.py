@@ -8,6 +8,8 @@ In front of IPython's magics stand ours. Code without ``await`` goes to IPython'
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["AwaitInMagics"]
 
-_RUN = "__ipyportal_run__"
-_BODY = "__ipyportal_body__"
-
 
 class AwaitInMagics:
     """The magics put in front of IPython's, and their taking away."""
@@ -31,6 +30,7 @@ class AwaitInMagics:
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._originals: dict[tuple[str, str], Any] = {}
+        self._numbers = itertools.count(1)
 
     def switch(self, on: bool) -> None:
         """Put our magics in front, or take them away. Twice is once."""
@@ -47,15 +47,18 @@ class AwaitInMagics:
                         self._originals[kind, name] = original
                         table[kind][name] = wrap(name, original)
 
-    def _with_names(self, magic: Callable[[], Any], **names: Any) -> Any:
-        """Call a magic while the user's namespace has `names`, which are not there before or after."""
-        namespace = self._shell.user_ns
-        namespace.update(names)
+    def _with_name(self, value: Any, magic: Callable[[str], Any]) -> Any:
+        """Call a magic with a name that stands for `value` in the user's namespace, and is not there before or after.
+
+        Each time another name: timed code may itself be timing, also in another thread.
+        """
+        __tracebackhide__ = True
+        name = f"__ipyportal_{next(self._numbers)}__"
+        self._shell.user_ns[name] = value
         try:
-            return magic()
+            return magic(name)
         finally:
-            for name in names:
-                namespace.pop(name, None)
+            self._shell.user_ns.pop(name, None)
 
     def _line(self, name: str, original: Any) -> Any:
         # The same object has to serve as line and as cell magic: IPython's are one function, too.
@@ -64,11 +67,19 @@ class AwaitInMagics:
             __tracebackhide__ = True
             if cell is not None:
                 return self._run_cell(name, functools.partial(original, **kwargs), line, cell)
-            options, code = _split(line)
+            options, code = _split(name, line)
+            code = self._shell.transform_cell(code)
             if not contains_await(code):
                 return original(line, **kwargs)
-            rewritten = without_await(code, _RUN).replace("\n", "; ")
-            return self._with_names(lambda: original(options + rewritten, **kwargs), **{_RUN: run})
+
+            def rewritten(run_it: str) -> Any:
+                __tracebackhide__ = True
+                text = without_await(code, run_it)
+                if name == "timeit" and "\n" not in text:
+                    return original(options + text, **kwargs)  # where it sees the caller's local variables
+                return original(options, text, **kwargs)
+
+            return self._with_name(run, rewritten)
 
         return magic
 
@@ -87,33 +98,40 @@ class AwaitInMagics:
         code = self._shell.transform_cell(cell)
         if name == "timeit":
             # Its line is set-up code, whose variables the body sees: both are rewritten.
-            options, setup = _split(line)
+            options, setup = _split(name, line)
             if not contains_await(code) and not contains_await(setup):
                 return original(line, cell)
-            rewritten = options + (without_await(setup, _RUN).replace("\n", "; ") if setup.strip() else "")
-            body = without_await(code, _RUN) if contains_await(code) else code
-            return self._with_names(lambda: original(rewritten, body), **{_RUN: run})
+
+            def rewritten(run_it: str) -> Any:
+                __tracebackhide__ = True
+                # The body starts in the cell's second line.
+                body = without_await("\n" + code, run_it)
+                return original(options + without_await(setup, run_it), body)
+
+            return self._with_name(run, rewritten)
         if not contains_await(code):
             return original(line, cell)
-        compiled = Body(self._shell, cell)
+        body = Body(self._shell, cell)
 
         def body_of_the_cell() -> Any:
             __tracebackhide__ = True
-            return run(compiled.run)
+            return run(body.run)
 
-        return self._with_names(lambda: original(line, f"{_BODY}()"), **{_BODY: body_of_the_cell})
+        def call_it(body_it: str) -> Any:
+            __tracebackhide__ = True
+            return original(line, f"{body_it}()")
+
+        return self._with_name(body_of_the_cell, call_it)
 
 
-def _split(line: str) -> tuple[str, str]:
-    """A magic's options, and the code after them: the longest rest of the line that is Python with await."""
-    start = 0
-    while start < len(line):
-        rest = line[start:]
-        if contains_await(rest):
-            return line[:start], rest
-        following = rest.find(" ", 1)
-        if following < 0 or not (rest.startswith("-") or start):
-            break
-        start += following
-        start += len(line[start:]) - len(line[start:].lstrip())
-    return line, ""
+# The letters of those options that have a value.
+_WITH_VALUE = {"time": "", "timeit": "nrpv", "prun": "DlsT"}
+
+
+def _split(name: str, line: str) -> tuple[str, str]:
+    """A magic's options, and the code after them."""
+    letters = _WITH_VALUE[name]
+    with_value = rf"-[a-zA-Z]*?[{letters}]\s*\S+|" if letters else ""
+    match = re.match(rf"\s*(?:(?:{with_value}--?[a-zA-Z][\w-]*)(?:\s+|$))*", line)
+    assert match is not None
+    return line[: match.end()], line[match.end() :]

@@ -1,0 +1,149 @@
+"""What is made of the rows: a table, a JSON file, a plot."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import sys
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import ipyportal
+from benchmarks.measure import Measured
+
+__all__ = ["as_json", "machine", "plot", "table"]
+
+PACKAGES = (
+    "greenlet", "ipykernel", "ipython", "anyio", "asgiref", "fsspec", "greenback", "nest-asyncio", "synchronicity",
+    "unsync", "uvloop",
+)  # fmt: skip
+
+GROUPS = {
+    "bars": "ipyportal beside its peers",
+    "informative": "More of ipyportal (no bar)",
+    "peers": "Peers, beside run_coroutine_threadsafe (no bar)",
+    "growth": "Growth, beside run_coroutine_threadsafe (no bar)",
+}
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on."""
+    versions = {"ipyportal": ipyportal.__version__}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+        "python": f"{platform.python_implementation()} {sys.version.split()[0]}",
+        "packages": versions,
+    }
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _cells(measured: Measured) -> list[str]:
+    row, judged = measured.row, measured.judged
+    ours = f"{_number(statistics.median(measured.ours))} {row.unit}"
+    digits = 2 if measured.peer is not None else 1
+    spread = f"{judged.low:.{digits}f}-{judged.high:.{digits}f}"
+    if measured.peer is None:
+        peer, ratio, unit = "", "", f" {row.unit}"
+    else:
+        peer = f"{_number(statistics.median(measured.peer))} {row.unit}"
+        ratio, unit = f"{judged.median:.2f}", ""
+    bar = "" if row.bar is None else f"{row.bar:g}{unit}"
+    verdict = "" if row.bar is None else "over" if measured.over() else "ok"
+    return [row.title, ours, peer, ratio, spread, bar, verdict, row.key]
+
+
+def table(results: list[Measured]) -> str:
+    """The rows as text. The spread is that of the ratios, from the lower to the upper quartile."""
+    parts: list[str] = []
+    for group, title in GROUPS.items():
+        rows = [_cells(measured) for measured in results if measured.row.group == group]
+        if not rows:
+            continue
+        first = ("its", "bare") if group == "peers" else ("ours", "peer")
+        rows.insert(0, ["row", *first, "ratio", "spread", "bar", "", "key"])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = [
+            "  ".join(
+                text.ljust(width) if column in (0, 6, 7) else text.rjust(width)
+                for column, (text, width) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in rows
+        ]
+        parts.append("\n".join([title, lines[0], "-" * max(map(len, lines)), *lines[1:]]))
+    return "\n\n".join(parts)
+
+
+def as_json(results: list[Measured], skipped: dict[str, list[str]], rounds: int) -> str:
+    """All of it, with every round's numbers."""
+    rows = []
+    for measured in results:
+        row = measured.row
+        rows.append(
+            {
+                "key": row.key,
+                "group": row.group,
+                "title": row.title,
+                "why": row.why,
+                "unit": row.unit,
+                "calls": row.calls,
+                "bar": row.bar,
+                "over": measured.over(),
+                "relative": measured.peer is not None,
+                "judged": asdict(measured.judged),
+                "ours": measured.ours,
+                "peer": measured.peer,
+            }
+        )
+    return json.dumps({"machine": machine(), "rounds": rounds, "rows": rows, "skipped": skipped}, indent=2)
+
+
+def plot(results: list[Measured], path: Path) -> None:
+    """The ratios of all rows that have a peer, with their quartiles and bars, as a PNG file."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [measured for measured in results if measured.peer is not None]
+    shown.sort(key=lambda measured: list(GROUPS).index(measured.row.group))
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(shown)), layout="constrained")
+    for position, measured in enumerate(shown):
+        judged, row = measured.judged, measured.row
+        colour = {"peers": "tab:gray"}.get(row.group, "tab:red" if measured.over() else "tab:blue")
+        spread = [[judged.median - judged.low], [judged.high - judged.median]]
+        axes.barh(position, judged.median, color=colour, alpha=0.75, xerr=spread, error_kw={"capsize": 2})
+        if row.bar is not None:
+            axes.plot([row.bar, row.bar], [position - 0.42, position + 0.42], color="black", linewidth=2)
+    axes.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
+    axes.set_yticks(range(len(shown)), [measured.row.title for measured in shown])
+    axes.invert_yaxis()
+    axes.set_xscale("log")
+    axes.set_xlabel("cost relative to the peer (median of interleaved rounds; lower is better)")
+    about = machine()
+    axes.set_title(f"{about['cpu']}, {about['cores']} cores, {about['python']}", fontsize="small")
+    figure.savefig(path, format="png", dpi=150)
+    pyplot.close(figure)
