@@ -7,10 +7,10 @@ and a `timeout` in seconds for the call to be over.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from ipyportal.concurrency.calls import Call, current_call
 from ipyportal.concurrency.portals import Portal
@@ -22,7 +22,6 @@ __all__ = ["cast_to_call", "create_call", "from_async", "from_sync", "wait_for"]
 
 T = TypeVar("T")
 
-CallOrFunction = Call[T] | Callable[[], T] | Callable[[], Awaitable[T]]
 DoneCallbacks = Iterable["Call[Any] | Callable[[], Any]"] | None
 Contexts = Iterable[AbstractContextManager[Any]] | None
 
@@ -32,7 +31,11 @@ def create_call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[An
     return Call.new(fn, *args, **kwargs)
 
 
-def cast_to_call(call: CallOrFunction[T]) -> Call[T]:
+@overload
+def cast_to_call(call: Call[T] | Callable[[], Coroutine[Any, Any, T]]) -> Call[T]: ...
+@overload
+def cast_to_call(call: Callable[[], T]) -> Call[T]: ...
+def cast_to_call(call: Any) -> Call[Any]:
     """`call` itself if it is a `Call`; a new call of it if it is a function without arguments.
 
     Raises:
@@ -41,8 +44,8 @@ def cast_to_call(call: CallOrFunction[T]) -> Call[T]:
     return call if isinstance(call, Call) else Call(call)
 
 
-def _with_timeout(call: CallOrFunction[T], timeout: float | None) -> Call[T]:
-    call = cast_to_call(call)
+def _with_timeout(work: Any, timeout: float | None) -> Call[Any]:
+    call: Call[Any] = cast_to_call(work)
     if timeout is not None:
         call.set_timeout(timeout)
     return call
@@ -119,23 +122,55 @@ async def await_for(
 class _Soon:
     """What needs no waiting, and is the same in synchronous and asynchronous code."""
 
+    @overload
     @staticmethod
     def call_soon_in_loop_thread(
-        call: CallOrFunction[T], timeout: float | None = None, *, portal: Portal | None = None
-    ) -> Call[T]:
-        """Start `call` on the global loop (or another `portal`), and return it at once. From any thread."""
-        call = _with_timeout(call, timeout)
-        return _to_loop(call) if portal is None else portal.submit(call)
-
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
+        timeout: float | None = None,
+        *,
+        portal: Portal | None = None,
+    ) -> Call[T]: ...
+    @overload
     @staticmethod
-    def call_soon_in_new_thread(call: CallOrFunction[T], timeout: float | None = None) -> Call[T]:
+    def call_soon_in_loop_thread(
+        call: Callable[[], T], timeout: float | None = None, *, portal: Portal | None = None
+    ) -> Call[T]: ...
+    @staticmethod
+    def call_soon_in_loop_thread(call: Any, timeout: float | None = None, *, portal: Portal | None = None) -> Call[Any]:
+        """Start `call` on the global loop (or another `portal`), and return it at once. From any thread."""
+        made = _with_timeout(call, timeout)
+        return _to_loop(made) if portal is None else portal.submit(made)
+
+    @overload
+    @staticmethod
+    def call_soon_in_new_thread(
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
+    ) -> Call[T]: ...
+    @overload
+    @staticmethod
+    def call_soon_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> Call[T]: ...
+    @staticmethod
+    def call_soon_in_new_thread(call: Any, timeout: float | None = None) -> Call[Any]:
         """Start `call` in a thread for itself, and return it at once. From any thread."""
         return submit_to_new_thread(_with_timeout(call, timeout))
 
+    @overload
     @staticmethod
     def call_soon_in_waiting_thread(
-        call: CallOrFunction[T], timeout: float | None = None, *, thread: Thread | None = None
-    ) -> Call[T]:
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
+        timeout: float | None = None,
+        *,
+        thread: Thread | None = None,
+    ) -> Call[T]: ...
+    @overload
+    @staticmethod
+    def call_soon_in_waiting_thread(
+        call: Callable[[], T], timeout: float | None = None, *, thread: Thread | None = None
+    ) -> Call[T]: ...
+    @staticmethod
+    def call_soon_in_waiting_thread(
+        call: Any, timeout: float | None = None, *, thread: Thread | None = None
+    ) -> Call[Any]:
         """Send `call` back to the thread that waits for the current call, and return it at once.
 
         Args:
@@ -145,9 +180,7 @@ class _Soon:
             RuntimeError: This is not the code of a call, or nobody waits for it (there).
         """
         waiter = _waiter_of_current_call(thread)
-        call = _with_timeout(call, timeout)
-        waiter.submit(call)
-        return call
+        return waiter.submit(_with_timeout(call, timeout))
 
 
 class from_sync(_Soon):
@@ -157,13 +190,26 @@ class from_sync(_Soon):
     blocks the thread. Where that would keep the call from ever being run, RuntimeError is raised.
     """
 
+    @overload
     @staticmethod
     def wait_for_call_in_loop_thread(
-        call: CallOrFunction[T],
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None = None,
         done_callbacks: DoneCallbacks = None,
         contexts: Contexts = None,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    @staticmethod
+    def wait_for_call_in_loop_thread(
+        call: Callable[[], T],
+        timeout: float | None = None,
+        done_callbacks: DoneCallbacks = None,
+        contexts: Contexts = None,
+    ) -> T: ...
+    @staticmethod
+    def wait_for_call_in_loop_thread(
+        call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
+    ) -> Any:
         """Run `call` on the global loop; run here what it sends back; return its result.
 
         Args:
@@ -180,23 +226,50 @@ class from_sync(_Soon):
         """
         return wait_for(_to_loop, _with_timeout(call, timeout), done_callbacks, contexts)
 
+    @overload
     @staticmethod
     def wait_for_call_in_new_thread(
-        call: CallOrFunction[T],
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None = None,
         done_callbacks: DoneCallbacks = None,
         contexts: Contexts = None,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    @staticmethod
+    def wait_for_call_in_new_thread(
+        call: Callable[[], T],
+        timeout: float | None = None,
+        done_callbacks: DoneCallbacks = None,
+        contexts: Contexts = None,
+    ) -> T: ...
+    @staticmethod
+    def wait_for_call_in_new_thread(
+        call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
+    ) -> Any:
         """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
         return wait_for(submit_to_new_thread, _with_timeout(call, timeout), done_callbacks, contexts)
 
+    @overload
     @staticmethod
-    def call_in_loop_thread(call: CallOrFunction[T], timeout: float | None = None) -> T:
+    def call_in_loop_thread(
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
+    ) -> T: ...
+    @overload
+    @staticmethod
+    def call_in_loop_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
+    @staticmethod
+    def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` on the global loop and return its result. It cannot send anything back."""
         return _to_loop(_with_timeout(call, timeout)).result()
 
+    @overload
     @staticmethod
-    def call_in_new_thread(call: CallOrFunction[T], timeout: float | None = None) -> T:
+    def call_in_new_thread(call: Call[T] | Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None) -> T: ...
+    @overload
+    @staticmethod
+    def call_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
+    @staticmethod
+    def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` in a thread for itself and return its result. It cannot send anything back."""
         return submit_to_new_thread(_with_timeout(call, timeout)).result()
 
@@ -204,13 +277,26 @@ class from_sync(_Soon):
 class from_async(_Soon):
     """For asynchronous code of any loop. A cancelled wait cancels the call, and waits for its clean-up."""
 
+    @overload
     @staticmethod
     async def wait_for_call_in_loop_thread(
-        call: CallOrFunction[T],
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None = None,
         done_callbacks: DoneCallbacks = None,
         contexts: Contexts = None,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    @staticmethod
+    async def wait_for_call_in_loop_thread(
+        call: Callable[[], T],
+        timeout: float | None = None,
+        done_callbacks: DoneCallbacks = None,
+        contexts: Contexts = None,
+    ) -> T: ...
+    @staticmethod
+    async def wait_for_call_in_loop_thread(
+        call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
+    ) -> Any:
         """Run `call` on the global loop; run here what it sends back; return its result.
 
         Args:
@@ -227,23 +313,52 @@ class from_async(_Soon):
         __tracebackhide__ = True
         return await await_for(_to_loop, _with_timeout(call, timeout), done_callbacks, contexts)
 
+    @overload
     @staticmethod
     async def wait_for_call_in_new_thread(
-        call: CallOrFunction[T],
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]],
         timeout: float | None = None,
         done_callbacks: DoneCallbacks = None,
         contexts: Contexts = None,
-    ) -> T:
+    ) -> T: ...
+    @overload
+    @staticmethod
+    async def wait_for_call_in_new_thread(
+        call: Callable[[], T],
+        timeout: float | None = None,
+        done_callbacks: DoneCallbacks = None,
+        contexts: Contexts = None,
+    ) -> T: ...
+    @staticmethod
+    async def wait_for_call_in_new_thread(
+        call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
+    ) -> Any:
         """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
         return await await_for(submit_to_new_thread, _with_timeout(call, timeout), done_callbacks, contexts)
 
+    @overload
     @staticmethod
-    async def call_in_loop_thread(call: CallOrFunction[T], timeout: float | None = None) -> T:
+    async def call_in_loop_thread(
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
+    ) -> T: ...
+    @overload
+    @staticmethod
+    async def call_in_loop_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
+    @staticmethod
+    async def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` on the global loop and return its result. It cannot send anything back."""
         __tracebackhide__ = True
         return await _to_loop(_with_timeout(call, timeout))
 
+    @overload
     @staticmethod
-    async def call_in_new_thread(call: CallOrFunction[T], timeout: float | None = None) -> T:
+    async def call_in_new_thread(
+        call: Call[T] | Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None
+    ) -> T: ...
+    @overload
+    @staticmethod
+    async def call_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
+    @staticmethod
+    async def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` in a thread for itself and return its result. It cannot send anything back."""
         return await submit_to_new_thread(_with_timeout(call, timeout))

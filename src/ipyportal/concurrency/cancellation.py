@@ -309,6 +309,10 @@ class InterruptibleThread:
     def depth(self) -> int:
         return len(self._stack)
 
+    def runs_code_of(self, task: asyncio.Task[Any]) -> bool:
+        """True if synchronous code of `task` is running in this thread."""
+        return any(getattr(target, "_task", None) is task for target in self._stack)
+
     def runs(self, target: Interruptible) -> bool:
         """True if the code of `target` is running, or waiting, in this thread."""
         return target in self._stack
@@ -572,6 +576,7 @@ class SyncCancelScope(CancelScope):
         self._timer: Timer | None = None
         if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
             self._task = task
+            self._shields = _open_shields(task)
             self._cancelling = task.cancelling()
             self._requested = False
         self._open = True
@@ -592,6 +597,8 @@ class SyncCancelScope(CancelScope):
     def _cancel_task(self) -> None:
         # In the loop, where no code of the task runs: if the block has not ended, it is suspended.
         if self._open and self._interrupt is Interrupt.REQUESTED and self._task is not None:
+            if _open_shields(self._task) > self._shields:
+                return  # the shield looks for it when it is left
             self._interrupt = Interrupt.NOTICED
             self._requested = True
             self._task.cancel()
@@ -626,7 +633,9 @@ class AsyncCancelScope(CancelScope):
         self._loop = task.get_loop()
         self._cancelling = task.cancelling()
         self._timer: asyncio.TimerHandle | None = None
+        self._shields = _open_shields(task)
         self._requested = False
+        self._held_back = False
         self._open = True
         if self._deadline is not None:
             # The loop's own clock may be another one than time.monotonic().
@@ -641,9 +650,12 @@ class AsyncCancelScope(CancelScope):
             pass  # the loop is closed, and the block with it
 
     def _cancel_task(self) -> None:
-        if self._open:
+        if self._open and cancel_task(self._task, self._shields, self._wanted):
             self._requested = True
-            cancel_task(self._task)
+
+    def _wanted(self) -> bool:
+        self._held_back = self._open
+        return self._open
 
     def __exit__(
         self,
@@ -656,7 +668,9 @@ class AsyncCancelScope(CancelScope):
         if self._timer is not None:
             self._timer.cancel()
         # As asyncio.timeout does it: what others asked of the task meanwhile is theirs, and stays.
-        if self._requested and self._task.uncancel() <= self._cancelling:
+        if self._requested and self._task.uncancel() > self._cancelling:
+            return
+        if self._requested or self._held_back:
             self._settle(exc)
 
 
@@ -708,25 +722,43 @@ def cancel_async_at(deadline: float | None) -> AsyncCancelScope:
 
 
 class _TaskShield:
-    """The shields that are open in one task, and whether one of them holds a request back."""
+    """The shields that are open in one task, and what they hold back."""
 
     __slots__ = ("held_back", "open")
 
     def __init__(self) -> None:
         self.open = 0
-        self.held_back = False
+        # For each request, how many shields lie outside of what it is for, and whether it is still wanted.
+        self.held_back: list[tuple[int, Callable[[], bool]]] = []
+
+    def close(self) -> bool:
+        """Leave the innermost shield. True if a request that it held back is due now."""
+        self.open -= 1
+        due = [wanted for outside, wanted in self.held_back if outside >= self.open]
+        self.held_back = [request for request in self.held_back if request[0] < self.open]
+        return any([wanted() for wanted in due])
 
 
 _task_shields: weakref.WeakKeyDictionary[asyncio.Task[Any], _TaskShield] = weakref.WeakKeyDictionary()
 
 
-def cancel_task(task: asyncio.Task[Any]) -> None:
-    """Cancel `task`, or remember to do it when its shield is left. In its loop's thread."""
+def _open_shields(task: asyncio.Task[Any]) -> int:
     shielded = _task_shields.get(task) if _task_shields else None
-    if shielded is None:
+    return 0 if shielded is None else shielded.open
+
+
+def cancel_task(task: asyncio.Task[Any], outside: int = 0, wanted: Callable[[], bool] = lambda: True) -> bool:
+    """Cancel `task`. In its loop's thread.
+
+    Where more than `outside` shields are open in it, the last of those raises `CancelledError` when it is left, if
+    the request is `wanted` then; False is returned now.
+    """
+    shielded = _task_shields.get(task) if _task_shields else None
+    if shielded is None or shielded.open <= outside:
         task.cancel()
-    else:
-        shielded.held_back = True
+        return True
+    shielded.held_back.append((outside, wanted))
+    return False
 
 
 @contextmanager
@@ -734,31 +766,34 @@ def shield() -> Iterator[None]:
     """Hold back what would cancel the code of a ``with`` block until the block is left.
 
     In synchronous code and in a task alike. It guards against `Call.cancel`, deadlines and cancel scopes of
-    ipyportal. It does not guard a task against ``task.cancel()`` by others, nor any code against
-    KeyboardInterrupt. When the block is left, `asyncio.CancelledError` is raised: at once in synchronous code, in a
-    task at its next ``await``.
+    ipyportal, but for scopes inside of it. It does not guard a task against ``task.cancel()`` by others, nor any code
+    against KeyboardInterrupt. When the block is left, `asyncio.CancelledError` is raised if something was held back.
     """
     try:
         task = asyncio.current_task()
     except RuntimeError:
         task = None
+    thread = interruptible_thread()
+    # In a task, synchronous code is interrupted through its thread while it runs, and through the task while it is
+    # suspended; asynchronous code through the task alone.
+    mark = Shield() if task is None or thread.runs_code_of(task) else None
+    shielded: _TaskShield | None = None
     if task is not None:
         shielded = _task_shields.setdefault(task, _TaskShield())
         shielded.open += 1
-        try:
-            yield
-        finally:
-            shielded.open -= 1
-            if not shielded.open:
-                del _task_shields[task]
-                if shielded.held_back:
-                    task.cancel()
-        return
-    thread = interruptible_thread()
-    mark = Shield()
-    thread.enter(mark)
+    if mark is not None:
+        thread.enter(mark)
     try:
         yield
     finally:
-        thread.leave(mark)
-        thread.checkpoint()
+        if mark is not None:
+            thread.leave(mark)
+        due = False
+        if task is not None and shielded is not None:
+            due = shielded.close()
+            if not shielded.open:
+                _task_shields.pop(task, None)
+        if mark is not None:
+            thread.checkpoint()
+        if due:
+            raise asyncio.CancelledError

@@ -244,7 +244,7 @@ class Suspendable(CoroutineWrapper[T]):
         try:
             if suspended is not None:
                 self._greenlet = None
-                suspended.gr_context = root.gr_context
+                # It has its context: the task's, or one that its code entered with Context.run.
                 answer = suspended.throw(value) if step is None else suspended.switch(value)
                 del suspended
             else:
