@@ -18,9 +18,9 @@ from typing import Any, Literal, TypeVar, cast, overload
 from ipyportal.concurrency.api import wait_for
 from ipyportal.concurrency.calls import Call, State, name_of
 from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after, check_timeout
-from ipyportal.concurrency.portals import LoopPortal, Portal
+from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
-from ipyportal.concurrency.threads import get_global_loop, submit_to_new_thread
+from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
 __all__ = ["Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
 
@@ -190,9 +190,12 @@ _FOREIGN_LOOP_NOTE = (
 
 
 def _note_foreign_loop(exc: BaseException | None) -> None:
-    if isinstance(exc, RuntimeError) and any(text in str(exc) for text in _FOREIGN_LOOP):
-        if _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ()):
-            exc.add_note(_FOREIGN_LOOP_NOTE)
+    if (
+        isinstance(exc, RuntimeError)
+        and any(text in str(exc) for text in _FOREIGN_LOOP)
+        and _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ())
+    ):
+        exc.add_note(_FOREIGN_LOOP_NOTE)
 
 
 def _note_failure(call: Call[Any]) -> None:

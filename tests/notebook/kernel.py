@@ -265,8 +265,16 @@ class Kernel:
     # Requests
 
     def execute(self, code: str, timeout: float = 30, *, answers: Sequence[str] | None = None) -> Reply:
-        """Execute a cell and wait for it; see `execute_async` and `Pending.reply`."""
-        return self.execute_async(code, answers=answers).reply(timeout)
+        """Execute a cell and wait for it; see `execute_async` and `Pending.reply`.
+
+        One that is aborted is sent again: ipykernel, 6.17 above all, aborts also what comes just after the reply of a
+        cell that failed.
+        """
+        deadline = time.monotonic() + timeout
+        while (reply := self.execute_async(code, answers=answers).reply(timeout)).status == "aborted":
+            if (timeout := deadline - time.monotonic()) <= 0:
+                break
+        return reply
 
     def value(self, code: str, timeout: float = 30) -> Any:
         """Execute a cell that ends in an expression, and return its value, a literal.

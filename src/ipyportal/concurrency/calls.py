@@ -272,9 +272,13 @@ class Call(Generic[T]):
         fn, args, kwargs = self.fn, self.args, self.kwargs
         assert fn is not None
         assert args is not None
-        if kwargs is None:
-            return fn(*args)
-        return fn(*args, **kwargs)
+        try:
+            if kwargs is None:
+                return fn(*args)
+            return fn(*args, **kwargs)
+        finally:
+            # What is raised keeps the frames of its traceback, and those the frames that called them, as this one.
+            self = fn = args = kwargs = None  # type: ignore[assignment]
 
     def run(self) -> Coroutine[Any, Any, None] | None:
         """Run the call here and now; what comes of it is the call's result, and nothing is raised.
@@ -291,12 +295,20 @@ class Call(Generic[T]):
             if self._ending is None:
                 raise RuntimeError(f"{self!r} has begun before; a call runs once")
             return None
-        return self._run(thread)
+        try:
+            return self._run(thread)
+        finally:
+            del self  # see `_invoke`
 
     def _run_submitted(self) -> Coroutine[Any, Any, None] | None:
         """`run` for a portal: its thread must not end because the call was run elsewhere meanwhile."""
         thread = interruptible_thread()
-        return self._run(thread) if self._begin(thread, None) else None
+        if not self._begin(thread, None):
+            return None
+        try:
+            return self._run(thread)
+        finally:
+            del self  # see `_invoke`
 
     def _run(self, thread: InterruptibleThread) -> Coroutine[Any, Any, None] | None:
         context = self._context
@@ -304,9 +316,9 @@ class Call(Generic[T]):
         timer = None
         if self._deadline is not None:
             timer = clock.call_at(self._deadline, self._time_out)
-        thread.enter(self)
         try:
             try:
+                thread.enter(self)
                 if self._ending is not None:
                     thread.request(self)  # cancelled since it began, when this thread could not be told yet
                 result = context.run(self._invoke)
@@ -329,6 +341,7 @@ class Call(Generic[T]):
         finally:
             if timer is not None:
                 timer.cancel()
+            self = result = None  # type: ignore[assignment]  # as in `_invoke`
         return None
 
     def __call__(self) -> T | Awaitable[T]:
@@ -441,9 +454,12 @@ class Call(Generic[T]):
             BaseException: What the call raised.
         """
         __tracebackhide__ = True
-        if self._state is _PENDING or self._state is _RUNNING:
-            self._wait(timeout)
-        return self._take()
+        try:
+            if self._state is _PENDING or self._state is _RUNNING:
+                self._wait(timeout)
+            return self._take()
+        finally:
+            self = None  # type: ignore[assignment]  # as in `_take`
 
     def _take(self) -> T:
         __tracebackhide__ = True
@@ -720,6 +736,7 @@ class CallCoroutine(Suspendable[None]):
         if not self._begun:
             inner = self._start(call)
             if inner is None:
+                del call
                 self._over()
                 return OVER
         assert inner is not None
@@ -801,6 +818,7 @@ class CallCoroutine(Suspendable[None]):
                 self._inner = call._invoke()
             except BaseException as exc:  # noqa: BLE001 - wrong arguments
                 call._fail(exc)
+                del call
             return self._inner
         thread = interruptible_thread()
         if not call._begin(thread, task):
@@ -813,6 +831,7 @@ class CallCoroutine(Suspendable[None]):
                 thread.leave(call)
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             call._fail(exc)
+            call = fn = None  # type: ignore[assignment]  # as in `Call._invoke`
             return None
         if not inspect.isawaitable(result):
             call._finish(_FINISHED, result)
@@ -836,7 +855,7 @@ class CallCoroutine(Suspendable[None]):
             task = self._task or asyncio.current_task()
             if task is not None:
                 self._running.discard(task)
-        self._call = self._inner = self._timer = self._context = None
+        self._call = self._inner = self._timer = self._context = self._task = None
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:

@@ -19,6 +19,7 @@ starts a thread of its own.
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import enum
 import heapq
@@ -57,6 +58,8 @@ T = TypeVar("T")
 GRACE = 0.5
 """Seconds that code which was cancelled has to notice it, before who waits for it is released. Code that noticed
 and is cleaning up is waited for as long as it takes."""
+
+_AGAIN = 0.01  # seconds after which an interrupt is sent again that may not have been seen
 
 _WAKE_SIGNAL: int | None = getattr(signal, "SIGURG", None) if hasattr(signal, "pthread_kill") else None
 
@@ -270,7 +273,11 @@ class InterruptibleThread:
             self._stack.append(target)
 
     def leave(self, target: Interruptible) -> None:
-        """Take `target` off the stack. Afterwards no interrupt meant for it can arrive."""
+        """Take `target` off the stack. Afterwards no interrupt meant for it can arrive.
+
+        What it has been told may have been meant for an outer target, too: a thread has room for one interrupt at a
+        time. That is sent again a little later, when the exception that is on its way has been handled.
+        """
         while True:
             try:
                 with self._lock:
@@ -279,18 +286,21 @@ class InterruptibleThread:
                     if target._interrupt is Interrupt.SENT and not self._signals:
                         _set_async_exception(self._ident, None)
                     if target._interrupt is not Interrupt.NONE:
-                        # A thread has room for one interrupt, and this target took it. What outer ones are owed is
-                        # sent again.
-                        for outer in self._stack:
-                            if outer._interrupt in (Interrupt.SENT, Interrupt.NOTICED):
-                                outer._interrupt = Interrupt.REQUESTED
-                        self._send()
+                        owed = [one for one in self._stack if one._interrupt in (Interrupt.SENT, Interrupt.NOTICED)]
+                        for outer in owed:
+                            outer._interrupt = Interrupt.REQUESTED
+                        if owed:
+                            clock.call_at(time.monotonic() + _AGAIN, self._send_again)
                 break
             except Cancelled:
                 # It arrived in here, between two bytecodes. An interrupt is sent once, so this ends.
                 continue
         if self._handler is not _NOT_INSTALLED and not self._stack:
             self._uninstall()
+
+    def _send_again(self) -> None:
+        with self._lock:
+            self._send()
 
     def suspend(self, depth: int) -> list[Interruptible]:
         """Take off what lies above `depth`: its code is being suspended, and the thread goes on with other code."""
@@ -340,7 +350,9 @@ class InterruptibleThread:
                     innermost.wake()
         if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
             if self._signals:
-                self._signal(0.01)
+                self._signal(_AGAIN)
+            elif _is_delicate(sys._current_frames().get(self._ident)):
+                clock.call_at(time.monotonic() + _AGAIN, self._send_again)
             else:
                 _set_async_exception(self._ident, Cancelled)
 
@@ -427,8 +439,9 @@ class InterruptibleThread:
         with self._lock:
             ours = any(target._interrupt is Interrupt.SENT for target in self._unshielded())
         if ours:
-            raise Cancelled
-        if callable(self._handler):  # a signal that we did not send: urgent data on a socket, say
+            if not _is_delicate(frame):  # else `_signal` sends it again
+                raise Cancelled
+        elif callable(self._handler):  # a signal that we did not send: urgent data on a socket, say
             self._handler(signum, frame)
 
 
@@ -440,6 +453,16 @@ def _after_fork() -> None:
     clock._reset()
     if (thread := _local.interruptible) is not None:
         thread._lock = threading.RLock()
+
+
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether a thread is in this module's code, which an interrupt would tear apart: at the entry of an ``__exit__``,
+    say, before it could do anything about it.
+
+    A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception sent
+    to it is raised. So it is enough to look where it stands.
+    """
+    return frame is not None and frame.f_globals is globals()
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
@@ -507,7 +530,7 @@ class _Ending(enum.Enum):
     DEADLINE = "timed out"
 
 
-class CancelScope:
+class CancelScope(abc.ABC):
     """A block of code that can be cancelled as one, by a deadline or from any thread.
 
     Made by `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after`, `cancel_async_at`. If the deadline ends the
@@ -551,8 +574,9 @@ class CancelScope:
                 self._interrupt_block()
             return True
 
+    @abc.abstractmethod
     def _interrupt_block(self) -> None:
-        raise NotImplementedError
+        """Have the code of the block interrupted. From any thread."""
 
     def _settle(self, exc: BaseException | None) -> None:
         """Decide how the block ended, and raise `TimeoutError` in place of what its deadline raised in it."""
@@ -681,7 +705,8 @@ def _deadline(seconds: float | None) -> tuple[float | None, float | None]:
 
 def _check_deadline(deadline: float | None) -> float | None:
     # Any moment that is past is as good as another.
-    return check_timeout(max(deadline, 0.0) if isinstance(deadline, float) else deadline, "deadline")
+    past = isinstance(deadline, (int, float)) and not isinstance(deadline, bool) and deadline < 0
+    return check_timeout(0.0 if past else deadline, "deadline")
 
 
 def cancel_sync_after(seconds: float | None) -> SyncCancelScope:
@@ -734,9 +759,9 @@ class _TaskShield:
     def close(self) -> bool:
         """Leave the innermost shield. True if a request that it held back is due now."""
         self.open -= 1
-        due = [wanted for outside, wanted in self.held_back if outside >= self.open]
+        due = [wanted() for outside, wanted in self.held_back if outside >= self.open]
         self.held_back = [request for request in self.held_back if request[0] < self.open]
-        return any([wanted() for wanted in due])
+        return any(due)
 
 
 _task_shields: weakref.WeakKeyDictionary[asyncio.Task[Any], _TaskShield] = weakref.WeakKeyDictionary()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import abc
-import asyncio
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ipyportal.concurrency.calls import Call
 
-__all__ = ["LoopPortal", "Portal"]
+__all__ = ["Portal"]
 
 T = TypeVar("T")
 
@@ -40,39 +39,3 @@ class Portal(abc.ABC):
 
     def _check_wait(self, call: Call[Any]) -> None:  # noqa: B027 - most portals have nothing to check
         """Raise RuntimeError if this thread, by blocking for `call`, would keep it from ever being run."""
-
-
-class LoopPortal(Portal):
-    """A loop that runs already, in whatever thread: calls run on it as tasks."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, name: str = "an event loop") -> None:
-        self._loop = loop
-        self._name = name
-        self._running: set[asyncio.Task[None]] = set()
-
-    @property
-    def name(self) -> str:
-        return self._name
-
-    @property
-    def loop(self) -> asyncio.AbstractEventLoop:
-        return self._loop
-
-    def submit(self, call: Call[T]) -> Call[T]:
-        from ipyportal.concurrency.calls import start_on_loop
-
-        self._adopt(call)
-        try:
-            # Raises RuntimeError if the loop is closed.
-            self._loop.call_soon_threadsafe(start_on_loop, call, self._loop, self._running)
-        except RuntimeError:
-            call._portal = None
-            raise
-        return call
-
-    def _check_wait(self, call: Call[Any]) -> None:
-        if asyncio._get_running_loop() is self._loop:
-            raise RuntimeError(
-                f"waiting here for {call!r} would never end: it runs on the loop of this very thread, which the "
-                "wait blocks. In asynchronous code, await the call"
-            )

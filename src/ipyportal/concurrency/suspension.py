@@ -66,8 +66,8 @@ def greenlets_available() -> bool:
     return greenlet is not None
 
 
-class WaitAbandoned(KeyboardInterrupt):
-    """A suspended wait was given up; what was awaited goes on in `task`."""
+class WaitAbandoned(BaseException):
+    """A suspended wait was given up; what was awaited goes on in `task`. It leaves `drive` as KeyboardInterrupt."""
 
     task: asyncio.Task[Any]
 
@@ -154,16 +154,17 @@ class _Raised:
 
 def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pragma: no cover - in a greenlet
     """The body of a pooled greenlet: run one step, switch back to `root` with what came of it, and again."""
+    answers: list[Any] = []
     while True:
         try:
-            answer = step(value)
+            answers.append(step(value))
         except BaseException as exc:  # noqa: BLE001 - it goes on in the task's own stack
-            answer = _Raised(exc)
-        # An idle greenlet holds nothing.
+            answers.append(_Raised(exc))
+        # An idle greenlet holds nothing. What is given to `switch` it would hold: so not the answer itself.
         step = value = None  # type: ignore[assignment]
         target, root = root, None
-        step, value, root = target.switch(answer)
-        answer = target = None
+        step, value, root = target.switch(answers)
+        target = None
 
 
 def _new_greenlet() -> Any:
@@ -215,7 +216,7 @@ class Suspendable(CoroutineWrapper[T]):
         self._asked_to_stop = False
 
     def abandon(self) -> bool:
-        """End the suspended wait with `WaitAbandoned`; what it waits for goes on. In the loop's thread.
+        """End the suspended wait with KeyboardInterrupt; what it waits for goes on. In the loop's thread.
 
         Returns:
             False if there is no such wait.
@@ -261,6 +262,7 @@ class Suspendable(CoroutineWrapper[T]):
             self._root = None
         if self._greenlet is not None:
             return answer  # what the suspended code waits for
+        answer = answer.pop()
         borrowed, self._kept = self._kept, None
         if sys.getrefcount(borrowed) <= _OWN_REFERENCES:
             # One that was started within another step has started with that step's depth of recursion, and would
@@ -270,9 +272,11 @@ class Suspendable(CoroutineWrapper[T]):
         elif answer is not OVER and type(answer) is not _Raised:
             self._kept = borrowed  # somebody may switch to it
         if answer is OVER:
+            self._task = None  # which refers to this
             raise StopIteration
         if type(answer) is not _Raised:
             return answer
+        self._task = None
         error = answer.error
         try:
             # Without the pooled greenlet's frame.
@@ -325,8 +329,10 @@ class Suspendable(CoroutineWrapper[T]):
             while True:
                 try:
                     answer = self._wait(yielded, steps)
-                except WaitAbandoned:
-                    raise
+                except WaitAbandoned as abandoned:
+                    interrupt = KeyboardInterrupt(*abandoned.args)
+                    interrupt.task = abandoned.task  # type: ignore[attr-defined]  # what goes on, for who wants it
+                    raise interrupt from None
                 except BaseException as exc:  # noqa: BLE001 - it is the coroutine's to handle
                     yielded = steps.throw(exc)
                 else:

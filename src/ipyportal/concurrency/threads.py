@@ -5,6 +5,7 @@ All of them start on first use. What a forked child inherits of them has no thre
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import atexit
 import concurrent.futures
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EventLoopThread",
+    "LoopPortal",
     "WorkerThread",
     "get_global_loop",
     "in_global_loop",
@@ -117,16 +119,18 @@ class _ThreadPortal(Portal):
                 raise interrupt
             return self
 
+    @abc.abstractmethod
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
-        raise NotImplementedError
+        """What the thread runs. It sets `ready` when calls can be submitted, or to what kept it from that."""
 
     def _refusal(self) -> RuntimeError:
         return RuntimeError(
             f"{type(self).__name__} {self._name!r} was shut down and takes no more calls; make a new one"
         )
 
+    @abc.abstractmethod
     def shutdown(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
-        raise NotImplementedError
+        """Take no more calls, and end the thread."""
 
     def _join(self, timeout: float | None) -> bool:
         thread = self._thread
@@ -420,6 +424,40 @@ class EventLoopThread(_ThreadPortal):
             raise RuntimeError(
                 f"waiting here for {call!r} would never end: it runs on the loop of this very thread, "
                 f"{self._name!r}, which the wait blocks. In asynchronous code, await the call"
+            )
+
+
+class LoopPortal(Portal):
+    """A loop that runs already, in whatever thread: calls run on it as tasks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str = "an event loop") -> None:
+        self._loop = loop
+        self._name = name
+        self._running: set[asyncio.Task[None]] = set()
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        return self._loop
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        self._adopt(call)
+        try:
+            # Raises RuntimeError if the loop is closed.
+            self._loop.call_soon_threadsafe(start_on_loop, call, self._loop, self._running)
+        except RuntimeError:
+            call._portal = None
+            raise
+        return call
+
+    def _check_wait(self, call: Call[Any]) -> None:
+        if asyncio._get_running_loop() is self._loop:
+            raise RuntimeError(
+                f"waiting here for {call!r} would never end: it runs on the loop of this very thread, which the "
+                "wait blocks. In asynchronous code, await the call"
             )
 
 

@@ -6,6 +6,7 @@ call after the other; `AsyncWaiter` awaits in a loop, and runs them there as tas
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import queue
 import threading
@@ -99,8 +100,9 @@ class Waiter(Portal, Generic[T]):
                 "Call the function directly"
             )
 
+    @abc.abstractmethod
     def _wake(self) -> None:
-        raise NotImplementedError
+        """There is something to do for the thread that waits. From any thread."""
 
     def _cancel_sent_back(self) -> None:
         # The lock is held only to copy: cancelling calls back into this waiter.

@@ -39,16 +39,15 @@ class Body:
     def __init__(
         self, shell: InteractiveShell, source: str, first_line: int = 2, *, interactivity: str | None = None
     ) -> None:
-        # The line numbers of errors and tracebacks are then those of the cell.
-        raw = "\n" * (first_line - 1) + source
-        code = "\n" * (first_line - 1) + shell.transform_cell(source)
+        # The line numbers of errors and tracebacks are then those of the cell. IPython drops empty lines at the start.
+        empty = re.match(r"(?:\s*\n)?", source)
+        assert empty is not None
+        above = "\n" * (first_line - 1 + empty[0].count("\n"))
+        raw = above + source[empty.end() :]
+        code = above + shell.transform_cell(source[empty.end() :])
         name = shell.compile.cache(code, cell_number(shell), raw_code=raw)
         flags = shell.compile.flags & ~_INCOMPLETE | _FLAG
-        try:
-            tree = compile(code, name, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-        except SyntaxError as exc:
-            exc.of_a_cell_body = True  # type: ignore[attr-defined]  # shown without the frames that lead here
-            raise
+        tree = _compile(code, name, "exec", flags | ast.PyCF_ONLY_AST)
         assert isinstance(tree, ast.Module)
         tree = shell.transform_ast(tree)
         shown, kept = _what_is_shown(tree, interactivity or shell.ast_node_interactivity)
@@ -65,7 +64,7 @@ class Body:
                 part, mode = ast.Interactive([node]), "single"
             else:
                 part, mode = ast.Module([node], []), "exec"
-            self._codes.append(compile(ast.fix_missing_locations(part), name, mode, flags, dont_inherit=True))
+            self._codes.append(_compile(ast.fix_missing_locations(part), name, mode, flags))
         self.is_async = any(code.co_flags & inspect.CO_COROUTINE for code in self._codes)
 
     def shown(self, value: Any) -> Any:
@@ -131,6 +130,14 @@ def _assigned(node: ast.stmt) -> str | None:
     return target.id if isinstance(target, ast.Name) else None
 
 
+def _compile(code: Any, name: str, mode: str, flags: int) -> Any:
+    try:
+        return compile(code, name, mode, flags, dont_inherit=True)
+    except SyntaxError as exc:
+        exc.of_a_cell_body = True  # type: ignore[attr-defined]  # shown without the frames that lead here
+        raise
+
+
 def contains_await(source: str) -> bool:
     """Whether source has ``await``, ``async for`` or the like outside of functions; or the word, if it is no Python."""
     try:
@@ -166,11 +173,7 @@ def without_await(source: str, function: str) -> str:
         SyntaxError: It is no Python; or it has ``async for``, ``async with`` or an asynchronous comprehension, which
             cannot be written so.
     """
-    try:
-        tree = compile(source, "<magic>", "exec", _FLAG | ast.PyCF_ONLY_AST, dont_inherit=True)
-    except SyntaxError as exc:
-        exc.of_a_cell_body = True  # type: ignore[attr-defined]
-        raise
+    tree = _compile(source, "<magic>", "exec", _FLAG | ast.PyCF_ONLY_AST)
     assert isinstance(tree, ast.Module)
     nodes = ast.fix_missing_locations(_Awaits(function).visit(tree)).body
     # On one line where that is possible: a line magic can then take it.

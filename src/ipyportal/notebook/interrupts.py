@@ -13,7 +13,8 @@ So while a handler of the kernel runs (a cell, a comm message), the handler here
 - if neither the user's code runs nor something is suspended, but the switching between them, KeyboardInterrupt is
   owed, and raised when `run()` returns.
 
-A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own.
+A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own. The
+clean-up of an asynchronous cell's own ``await`` is cancelled then: the cell is that task.
 
 A signal handler can be set on the main thread alone, and cells of subshells run on others: there nothing is done.
 """
@@ -84,9 +85,9 @@ class Interrupts:
                 self._host.interrupt_owed = False
             if before is not None and signal.getsignal(signal.SIGINT) == self._on_sigint:
                 signal.signal(signal.SIGINT, before)
-                if self._watches and before != self._on_sigint:
+                if self._watches and before != self._on_sigint and not is_cell:
                     # A callback is still suspended. The kernel puts its own handler back after this one returns;
-                    # then ours is needed again.
+                    # then ours is needed again. (After an asynchronous cell it is put back by the kernel.)
                     watch.loop.call_soon(self._install_again)
 
     def _install_again(self) -> None:
@@ -138,8 +139,13 @@ class Interrupts:
         if not watch.asked:
             watch.asked = True
             watch.coroutine.stop()
-            watch.grace = watch.loop.call_later(self.grace, watch.coroutine.abandon)
-        elif not watch.coroutine.abandon():
+            watch.grace = watch.loop.call_later(self.grace, self._give_up, watch)
+        else:
+            self._give_up(watch)
+
+    def _give_up(self, watch: _Watch) -> None:
+        """End the wait for a clean-up; that of an asynchronous cell itself, which nobody waits for, by a cancel."""
+        if watch.interrupted and not watch.coroutine.abandon():
             watch.coroutine.stop()
 
     def _watch_of_current_task(self) -> _Watch | None:

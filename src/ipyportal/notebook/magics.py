@@ -75,7 +75,7 @@ class PortalMagics(Magics):
 
     @line_magic("await")
     @no_var_expand
-    @magic_arguments("%await")
+    @magic_arguments("await")
     @_portal_option
     @argument("expression", nargs="*", help="What to evaluate and wait for; it may contain await.")
     def await_(self, line: str) -> Any:
@@ -106,7 +106,7 @@ class PortalMagics(Magics):
 
         return body.shown(run(_named(evaluate, "%await"), timeout=timeout, on=on))
 
-    @magic_arguments("%%await")
+    @magic_arguments("%await")
     @_portal_option
     @argument("--as", dest="name", metavar="NAME", help="Keep the last expression's value in NAME, do not show it.")
     def await_cell(self, line: str, cell: str) -> Any:
@@ -126,7 +126,7 @@ class PortalMagics(Magics):
         self._shell.user_ns[name] = value
         return None
 
-    @magic_arguments("%%background")
+    @magic_arguments("%background")
     @_portal_option
     @argument("name", nargs="?", help="The variable that will hold the Call.")
     def background(self, line: str, cell: str) -> None:
@@ -149,7 +149,7 @@ class PortalMagics(Magics):
             self._shell.user_ns[name] = call
         CallView(call, launched).show()
 
-    @magic_arguments("%%thread")
+    @magic_arguments("%thread")
     @argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
     @argument(
         "--name",
