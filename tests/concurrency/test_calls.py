@@ -55,16 +55,12 @@ def started_on(portal: Any, fn: Callable[..., Any], *args: Any) -> Call[Any]:
 
 
 @pytest.mark.parametrize("fn", KINDS)
-def test_every_kind_of_function_runs_on_a_worker(
-    worker: WorkerThread, fn: Callable[..., Any]
-) -> None:
+def test_every_kind_of_function_runs_on_a_worker(worker: WorkerThread, fn: Callable[..., Any]) -> None:
     assert worker.submit(Call.new(fn, 1, b=2)).result() == 3
 
 
 @pytest.mark.parametrize("fn", KINDS)
-def test_every_kind_of_function_runs_on_a_loop_thread(
-    loop_thread: EventLoopThread, fn: Callable[..., Any]
-) -> None:
+def test_every_kind_of_function_runs_on_a_loop_thread(loop_thread: EventLoopThread, fn: Callable[..., Any]) -> None:
     assert loop_thread.submit(Call.new(fn, 1, b=2)).result() == 3
 
 
@@ -360,13 +356,9 @@ def test_awaiting_raises_what_the_call_raised(loop_thread: EventLoopThread) -> N
     asyncio.run(main())
 
 
-def test_awaiting_gives_the_result_in_any_loop(
-    worker: WorkerThread, loop_thread: EventLoopThread
-) -> None:
+def test_awaiting_gives_the_result_in_any_loop(worker: WorkerThread, loop_thread: EventLoopThread) -> None:
     async def main() -> list[int]:
-        return await asyncio.gather(
-            started_on(worker, add, 1), started_on(loop_thread, add_async, 2)
-        )
+        return await asyncio.gather(started_on(worker, add, 1), started_on(loop_thread, add_async, 2))
 
     assert asyncio.run(main()) == [1, 2]
     with EventLoopThread() as other:
@@ -832,9 +824,7 @@ def test_the_future_of_a_call_that_is_over_is_done() -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_concurrent_futures_wait_and_as_completed_take_calls(
-    worker: WorkerThread, early: bool
-) -> None:
+def test_concurrent_futures_wait_and_as_completed_take_calls(worker: WorkerThread, early: bool) -> None:
     gate = Gate()
     blocker = started_on(worker, gate.pass_through)
     finished, failed, cancelled = (

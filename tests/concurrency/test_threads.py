@@ -269,9 +269,7 @@ def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     assert from_sync.call_in_new_thread(lambda: 1) == 1
 
 
-def test_no_call_is_lost_to_a_thread_that_is_about_to_end(
-    monkeypatch: pytest.MonkeyPatch, often: None
-) -> None:
+def test_no_call_is_lost_to_a_thread_that_is_about_to_end(monkeypatch: pytest.MonkeyPatch, often: None) -> None:
     # The race: a thread is lent in the moment in which it has been idle for long enough to end.
     monkeypatch.setattr(threads._Lender, "IDLE", 0.001)
     for number in range(100):
@@ -431,9 +429,7 @@ def test_a_call_may_shut_its_own_thread_down(make: type[Any]) -> None:
 
 @both
 @pytest.mark.parametrize("cancel", [False, True])
-def test_submitting_while_it_shuts_down_loses_no_call(
-    make: type[Any], cancel: bool, often: None
-) -> None:
+def test_submitting_while_it_shuts_down_loses_no_call(make: type[Any], cancel: bool, often: None) -> None:
     # The race: calls come before, while and after the thread stops to take them. Each is refused or ends.
     for _ in range(15):
         portal = make().start()
@@ -806,8 +802,7 @@ def test_the_interpreter_exits_though_calls_run_and_their_clean_up_runs(block: s
 def test_the_interpreter_exits_though_a_thread_was_not_shut_down(make: type[Any]) -> None:
     with soon(10):
         ran = python(
-            "from ipyportal.concurrency import *\n"
-            f"print({make.__name__}().submit(Call.new(lambda: 5)).result())"
+            f"from ipyportal.concurrency import *\nprint({make.__name__}().submit(Call.new(lambda: 5)).result())"
         )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "5\n", "")
 

@@ -118,9 +118,7 @@ def test_the_result_and_the_exception_go_to_who_sent_it(wait: Callable[..., Any]
 
 @both
 @everywhere
-def test_synchronous_code_may_wait_for_what_it_sends_back(
-    wait: Callable[..., Any], submit: Callable[..., Any]
-) -> None:
+def test_synchronous_code_may_wait_for_what_it_sends_back(wait: Callable[..., Any], submit: Callable[..., Any]) -> None:
     def work() -> list[Any]:
         return [send_back(threading.current_thread).result(PATIENCE) for _ in range(3)]
 
@@ -663,7 +661,7 @@ def test_a_second_interrupt_does_not_wait_for_the_clean_up() -> None:
             await asyncio.sleep(LONG)
         finally:
             press_stop()
-            while not clean.is_set():  # noqa: ASYNC110
+            while not clean.is_set():
                 await asyncio.sleep(0.001)
 
     call = Call.new(work)

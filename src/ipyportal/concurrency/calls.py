@@ -221,7 +221,7 @@ class Call(Generic[T]):
             return self._finish(why, None)
         # Who waits is released if the code is where no request can reach it: blocked in C, or in a blocked loop. Set
         # before the request: who waits may be gone, and have ended the clock, as soon as the code has been told.
-        clock.call_at(time.monotonic() + GRACE, self._abandon)
+        clock.remind(GRACE, self._abandon)
         told_thread = thread is not None and thread.request(self)
         if not told_thread and task is not None:
             self._interrupt = Interrupt.SENT

@@ -94,6 +94,11 @@ class Cancelled(asyncio.CancelledError):
         # which the sender can be told that the code has noticed.
         if (thread := _local.interruptible) is not None:
             thread.acknowledge()
+            frame = sys._getframe(1)
+            if frame.f_code in (SyncCancelScope.__exit__.__code__, SyncCancelScope._leave.__code__):
+                # CPython 3.13 may raise it at the entry of the very functions that would deal with it, where no `try`
+                # can stand. What they do is done here, while it is on its way.
+                frame.f_locals["self"]._leave(self)
 
 
 # --- the clock -------------------------------------------------------------------------------------------------------
@@ -141,6 +146,13 @@ class Clock:
             elif self._heap[0][2] is timer:  # only an earliest deadline needs to wake the clock
                 self._changed.notify()
         return timer
+
+    def remind(self, delay: float, fn: Callable[[], object]) -> None:
+        """Call `fn` in `delay` seconds; not if the interpreter is ending, where no thread can be started any more."""
+        try:
+            self.call_at(time.monotonic() + delay, fn)
+        except RuntimeError:
+            pass
 
     def forget(self) -> None:
         """A timer was cancelled. Cancelled timers stay until half of the heap is made of them."""
@@ -256,13 +268,14 @@ class InterruptibleThread:
     before the target is left. So it never hits code after its target.
     """
 
-    __slots__ = ("_handler", "_ident", "_lock", "_signals", "_stack")
+    __slots__ = ("_handler", "_ident", "_lock", "_signals", "_stack", "_told")
 
     def __init__(self) -> None:
         self._ident = threading.get_ident()
         # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
         self._lock = threading.RLock()
         self._stack: list[Interruptible] = []
+        self._told: list[Interruptible] = []  # whom the latest interrupt was for
         self._signals = _WAKE_SIGNAL is not None and (threading.current_thread() is threading.main_thread())
         self._handler: Any = _NOT_INSTALLED
 
@@ -286,11 +299,14 @@ class InterruptibleThread:
                     if target._interrupt is Interrupt.SENT and not self._signals:
                         _set_async_exception(self._ident, None)
                     if target._interrupt is not Interrupt.NONE:
-                        owed = [one for one in self._stack if one._interrupt in (Interrupt.SENT, Interrupt.NOTICED)]
+                        told = self._told if target in self._told else []
+                        owed = [one for one in self._stack if one._interrupt is Interrupt.SENT or one in told]
                         for outer in owed:
                             outer._interrupt = Interrupt.REQUESTED
+                        if told:
+                            self._told = []
                         if owed:
-                            clock.call_at(time.monotonic() + _AGAIN, self._send_again)
+                            clock.remind(_AGAIN, self._send_again)
                 break
             except Cancelled:
                 # It arrived in here, between two bytecodes. An interrupt is sent once, so this ends.
@@ -351,10 +367,21 @@ class InterruptibleThread:
         if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
             if self._signals:
                 self._signal(_AGAIN)
-            elif _is_delicate(sys._current_frames().get(self._ident)):
-                clock.call_at(time.monotonic() + _AGAIN, self._send_again)
             else:
-                _set_async_exception(self._ident, Cancelled)
+                self._raise_there()
+
+    def _raise_there(self) -> None:
+        """Send this thread an exception, but not where it stands now if that would tear the engine's code apart.
+
+        A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception
+        sent to it is raised. It may run on between the first look and the sending: hence the second.
+        """
+        if not _is_delicate(sys._current_frames().get(self._ident)):
+            _set_async_exception(self._ident, Cancelled)
+            if not _is_delicate(sys._current_frames().get(self._ident)):
+                return
+            _set_async_exception(self._ident, None)
+        clock.remind(_AGAIN, self._send_again)
 
     def _signal(self, again: float) -> None:
         """Send this thread the signal, and after `again` seconds once more.
@@ -365,7 +392,7 @@ class InterruptibleThread:
         """
         assert _WAKE_SIGNAL is not None
         signal.pthread_kill(self._ident, _WAKE_SIGNAL)
-        clock.call_at(time.monotonic() + again, lambda: self._remind(again))
+        clock.remind(again, lambda: self._remind(again))
 
     def _remind(self, after: float) -> None:
         with self._lock:
@@ -381,9 +408,9 @@ class InterruptibleThread:
     def acknowledge(self) -> None:
         """An interrupt has arrived in this thread."""
         with self._lock:
-            for target in self._unshielded():
-                if target._interrupt is Interrupt.SENT:
-                    target._interrupt = Interrupt.NOTICED
+            self._told = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]
+            for target in self._told:
+                target._interrupt = Interrupt.NOTICED
 
     def owed(self, below: Shield | None = None) -> bool:
         """True if the code here, or that below the shield `below`, was asked to end and has not been told."""
@@ -458,9 +485,6 @@ def _after_fork() -> None:
 def _is_delicate(frame: FrameType | None) -> bool:
     """Whether a thread is in this module's code, which an interrupt would tear apart: at the entry of an ``__exit__``,
     say, before it could do anything about it.
-
-    A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception sent
-    to it is raised. So it is enough to look where it stands.
     """
     return frame is not None and frame.f_globals is globals()
 
@@ -603,11 +627,16 @@ class SyncCancelScope(CancelScope):
             self._shields = _open_shields(task)
             self._cancelling = task.cancelling()
             self._requested = False
-        self._open = True
-        self._thread.enter(self)
-        if self._deadline is not None:
-            self._timer = clock.call_at(self._deadline, lambda: self._end(_Ending.DEADLINE))
-        return self
+        try:
+            self._open = True
+            self._thread.enter(self)
+            if self._deadline is not None:
+                self._timer = clock.call_at(self._deadline, lambda: self._end(_Ending.DEADLINE))
+            return self
+        except BaseException as exc:
+            # Interrupted before the block has begun: then nobody calls `__exit__`.
+            self.__exit__(type(exc), exc, exc.__traceback__)
+            raise
 
     def _interrupt_block(self) -> None:
         if not self._thread.request(self) and self._task is not None:
@@ -633,6 +662,9 @@ class SyncCancelScope(CancelScope):
         exc: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
+        self._leave(exc)
+
+    def _leave(self, exc: BaseException | None) -> None:
         self._thread.leave(self)
         with self._lock:
             self._open = False

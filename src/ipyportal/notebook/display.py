@@ -121,7 +121,10 @@ class CallView:
         return {"text/plain": self.text(), "text/html": self.html()}
 
     def show(self) -> None:
-        """Show a card in the cell that is running, and keep it up to date until the call is over."""
+        """Show a card in the cell that is running, and keep it up to date until the call is over.
+
+        A terminal, where nothing that was shown can change, gets a line now and one at the end.
+        """
         from IPython.display import display
 
         handle: Any = display(self.bundle(), raw=True, display_id=True)
@@ -137,7 +140,8 @@ class CallView:
                 handle.update(self.bundle(), raw=True)
 
         def over(_: object) -> None:
-            follower.cancel()
+            if follower is not None:
+                follower.cancel()
             update()
             remove_button()
 
@@ -146,21 +150,28 @@ class CallView:
                 update()
                 await asyncio.sleep(INTERVAL)
 
-        follower = get_global_loop().submit(Call.new(follow))
-        follower.name = f"the card of {self._call.name}"
+        follower: Call[None] | None = None
+        if _in_kernel():
+            follower = get_global_loop().submit(Call.new(follow))
+            follower.name = f"the card of {self._call.name}"
         self._call.add_done_callback(over)
+
+
+def _in_kernel() -> bool:
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 def _cancel_button(call: Call[Any]) -> Callable[[], None]:
     """Show a button that cancels the call, where there are widgets; return what takes it away."""
-    from IPython import get_ipython
     from IPython.display import display
 
     try:
         import ipywidgets
     except ImportError:
         ipywidgets = None
-    if ipywidgets is None or call.done() or getattr(get_ipython(), "kernel", None) is None:
+    if ipywidgets is None or call.done() or not _in_kernel():
         return lambda: None
     button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
     button.on_click(lambda _: call.cancel())
