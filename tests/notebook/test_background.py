@@ -1,0 +1,345 @@
+"""%%background and %calls: a call that goes on after its cell, its card, its output, its end."""
+
+from __future__ import annotations
+
+import re
+import time
+from typing import Any
+
+import pytest
+
+from .kernel import Error, Kernel, Message, Pending
+
+PRELUDE = """
+import asyncio, gc, sys, threading, time, weakref
+from ipyportal import run, submit
+
+gates = {}
+
+async def gate(name):
+    # Waits, in whatever loop, until open_gate(name).
+    await asyncio.to_thread(gates.setdefault(name, threading.Event()).wait, 20)
+
+def open_gate(name):
+    gates.setdefault(name, threading.Event()).set()
+"""
+
+
+@pytest.fixture(scope="module")
+def shared(live_kernel: Kernel) -> Kernel:
+    assert live_kernel.execute(PRELUDE).error is None
+    return live_kernel
+
+
+def display_id(message: Message) -> str:
+    return message["content"].get("transient", {}).get("display_id", "")
+
+
+def is_card(message: Message) -> bool:
+    return 'role="status"' in message["content"]["data"].get("text/html", "")
+
+
+def card(pending: Pending) -> Message:
+    (found,) = [m for m in pending.messages if m["msg_type"] == "display_data" and is_card(m)]
+    return found
+
+
+def updates(kernel: Kernel, shown: Message) -> list[str]:
+    """The texts that a card has shown since it was displayed, whichever cell they were sent for."""
+    found = [
+        message
+        for pending in kernel.requests()
+        for message in list(pending.messages)
+        if message["msg_type"] == "update_display_data" and display_id(message) == display_id(shown)
+    ]
+    return [message["content"]["data"]["text/plain"] for message in found]
+
+
+def wait_for_update(kernel: Kernel, shown: Message, pattern: str, timeout: float = 5) -> str:
+    kernel.wait_for(lambda: any(re.search(pattern, text) for text in updates(kernel, shown)), timeout)
+    return next(text for text in updates(kernel, shown) if re.search(pattern, text))
+
+
+def raised(kernel: Kernel, code: str) -> Error:
+    error = kernel.execute(code).error
+    assert error is not None
+    return error
+
+
+# --- starting --------------------------------------------------------------------------------------------------------
+
+
+def test_background_returns_at_once_and_its_value_is_the_calls_result(shared: Kernel) -> None:
+    started = shared.execute("%%background job\nawait gate('value')\nn = 20\nn + 1")
+    assert started.error is None
+    assert started.result is None
+    assert shared.value("job.done()") is False
+    shared.value("open_gate('value')")
+    assert shared.value("job.result(), n, await job") == (21, 20, 21)
+
+
+@pytest.mark.parametrize("end", ["7;", "7 ; # hidden"])
+def test_a_semicolon_does_not_take_the_value_from_the_call(shared: Kernel, end: str) -> None:
+    shared.execute(f"%%background job\n{end}")
+    assert shared.value("job.result()") == 7
+
+
+def test_without_a_name_it_goes_by_the_number_of_its_cell(shared: Kernel) -> None:
+    pending = shared.execute_async("%%background\nawait gate('nameless')")
+    number = next(m["content"]["execution_count"] for m in pending.reply().messages if m["msg_type"] == "execute_reply")
+    assert f"cell {number}" in card(pending)["content"]["data"]["text/plain"]
+    # What the card says is what can be typed.
+    assert f"%calls cancel cell {number}<" in card(pending)["content"]["data"]["text/html"]
+    assert shared.execute(f"%calls cancel cell {number}").stdout == "cancelled 1\n"
+    wait_for_update(shared, card(pending), "cancelled")
+
+
+def test_it_runs_where_it_is_told_to(shared: Kernel) -> None:
+    places = {"": "ipyportal-loop", "--on loop": "ipyportal-loop", "--on kernel": "MainThread"}
+    for option, thread in places.items():
+        shared.execute(f"%%background job {option}\nawait asyncio.sleep(0)\nthreading.current_thread().name")
+        assert shared.value("await job") == thread
+    shared.execute("%%background job --on thread\nthreading.current_thread().name")
+    assert shared.value("job.result()").startswith("ipyportal-thread")
+
+
+def test_it_follows_the_route_of_the_session(shared: Kernel) -> None:
+    shared.value("%portal route kernel")
+    try:
+        shared.execute("%%background job\nthreading.current_thread().name")
+        assert shared.value("await job") == "MainThread"
+    finally:
+        shared.value("%portal route rule")
+
+
+# --- output ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["", "--on thread", "--on kernel"])
+def test_its_output_lands_in_its_own_cell_also_after_later_cells(shared: Kernel, option: str) -> None:
+    wait = "gates.setdefault('output', threading.Event()).wait(20)" if "thread" in option else "await gate('output')"
+    shared.value("gates.clear()")
+    pending = shared.execute_async(
+        f"%%background job {option}\nprint('begins')\n{wait}\nprint('ends')\n"
+        "print('err', file=sys.stderr)\ndisplay('shown')"
+    )
+    pending.reply()
+    assert shared.execute("print('later')").stdout == "later\n"
+    during = shared.execute(
+        "open_gate('output')\nwhile_it_ends = await asyncio.wrap_future(job.future)\nprint('newest')"
+    )
+    assert during.stdout == "newest\n"
+    shared.wait_for(lambda: "'shown'" in str(pending.messages) and "err" in pending.stderr_so_far(), 5)
+    assert pending.stdout_so_far() == "begins\nends\n"
+    assert pending.stderr_so_far() == "err\n"
+
+
+def test_two_at_a_time_keep_their_outputs_apart(shared: Kernel) -> None:
+    pending = [
+        shared.execute_async(
+            f"%%background {name}\nfor n in range(20):\n    print('{name}', n)\n    await asyncio.sleep(0)"
+        )
+        for name in ("one", "two")
+    ]
+    shared.value("one.result(), two.result()")
+    for name, one in zip(("one", "two"), pending, strict=True):
+        text = "".join(f"{name} {n}\n" for n in range(20))
+        shared.wait_for(lambda one=one, text=text: one.stdout_so_far() == text, 5)
+
+
+# --- its end ---------------------------------------------------------------------------------------------------------
+
+
+def test_its_error_is_that_of_the_result_with_the_cells_line(shared: Kernel) -> None:
+    pending = shared.execute_async("%%background job\nx = 1\nawait asyncio.sleep(0)\n1 / 0  # here")
+    assert pending.reply().error is None
+    assert "ZeroDivisionError: division by zero" in wait_for_update(shared, card(pending), "failed")
+    error = raised(shared, "job.result()")
+    assert error.ename == "ZeroDivisionError"
+    assert re.search(r"-> 4 +1 / 0  # here", error.traceback)
+    assert "ipyportal/" not in error.traceback
+    assert raised(shared, "await job").ename == "ZeroDivisionError"
+
+
+def test_a_time_out_ends_it_after_its_clean_up(shared: Kernel) -> None:
+    pending = shared.execute_async(
+        "%%background job -t 0.1\ntry:\n    await asyncio.sleep(60)\nfinally:\n    print('cleaned up')"
+    )
+    pending.reply()
+    wait_for_update(shared, card(pending), "timed out")
+    assert raised(shared, "job.result()").ename == "TimeoutError"
+    shared.wait_for(lambda: pending.stdout_so_far() == "cleaned up\n", 5)
+
+
+@pytest.mark.parametrize("how", ["%calls cancel job", "%calls cancel all", "job.cancel()", "the button"])
+def test_it_can_be_cancelled_and_cleans_up(shared: Kernel, how: str) -> None:
+    pending = shared.execute_async(
+        "%%background job\nprint('waiting')\ntry:\n    await asyncio.sleep(60)\nfinally:\n    print('cleaned up')"
+    )
+    shared.wait_for(lambda: pending.done() and pending.stdout_so_far(), 5)
+    if how == "the button":
+        views = [data.get("application/vnd.jupyter.widget-view+json") for data in pending.reply().displays]
+        shared.click(next(view["model_id"] for view in views if view)).reply()
+    else:
+        shared.execute(how)
+    wait_for_update(shared, card(pending), "cancelled")
+    shared.wait_for(lambda: pending.stdout_so_far() == "waiting\ncleaned up\n", 5)
+    assert raised(shared, "job.result()").ename == "CancelledError"
+
+
+def test_the_stop_button_ends_the_wait_for_it_and_the_call_with_it_or_not_at_all(shared: Kernel) -> None:
+    shared.execute("%%background job\nawait gate('interrupted')\n5")
+    pending = shared.begin("print('waiting')\njob.result()")
+    time.sleep(0.1)
+    shared.interrupt()
+    error = pending.reply(3).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert shared.answers_within(3)
+    shared.value("open_gate('interrupted')")
+    assert shared.value("job.result()") == 5
+
+
+# --- the card --------------------------------------------------------------------------------------------------------
+
+
+def test_the_card_shows_the_call_live_with_one_display_id(shared: Kernel) -> None:
+    pending = shared.execute_async("%%background job\nawait gate('card')\n'the result'")
+    pending.reply()
+    shown = card(pending)
+    assert display_id(shown)
+    wait_for_update(shared, shown, r"job: running · on ipyportal-loop · 0\.\d s")
+    wait_for_update(shared, shown, r"job: running · on ipyportal-loop · [1-9]\.\d s")
+    shared.value("open_gate('card')")
+    wait_for_update(shared, shown, r"job: finished .* str: 'the result'")
+    time.sleep(0.1)
+    assert "finished" in updates(shared, shown)[-1]
+
+
+def test_a_card_ends_with_its_button_gone(shared: Kernel) -> None:
+    pending = shared.execute_async("%%background job\nawait gate('button')")
+    reply = pending.reply()
+    (button,) = [m for m in reply.messages if m["msg_type"] == "display_data" and not is_card(m)]
+    shared.value("open_gate('button')")
+    wait_for_update(shared, card(pending), "finished")
+    shared.wait_for(lambda: updates(shared, button) == [""], 5)
+    closed = button["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    assert shared.value(f"{closed!r} in getattr(__import__('ipywidgets').widgets.widget, '_instances', {{}})") is False
+
+
+def test_the_last_word_of_a_card_is_how_the_call_ended(shared: Kernel) -> None:
+    """Calls of other threads end while their card is being updated."""
+    pending = [shared.execute_async(f"%%background job --on thread\ntime.sleep({n} * 0.0005)") for n in range(20)]
+    cards = [(one.reply(), card(one))[1] for one in pending]
+    for shown in cards:
+        wait_for_update(shared, shown, "finished")
+    shared.value("await asyncio.sleep(0.1)")
+    assert all("finished" in updates(shared, shown)[-1] for shown in cards)
+
+
+def test_a_call_as_a_value_is_shown_as_a_card(shared: Kernel) -> None:
+    reply = shared.execute("%%background job\n5")
+    shared.value("job.result()")
+    reply = shared.execute("job")
+    (message,) = [m for m in reply.messages if m["msg_type"] == "execute_result"]
+    assert re.fullmatch(
+        r"✓ job: finished · on ipyportal-loop · \d\.\d s · int: 5", message["content"]["data"]["text/plain"]
+    )
+    assert 'role="status"' in message["content"]["data"]["text/html"]
+    assert shared.value("repr(job)") == "<Call job finished on ipyportal-loop>"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "class Bad:\n    def __repr__(self): raise ValueError('no')\nBad()",
+        "class Bad(Exception):\n    def __str__(self): raise ValueError('no')\nraise Bad",
+        "raise ValueError('<script>alert(1)</script>')",
+        "'<script>alert(1)</script>'",
+        "raise SystemExit('end')",
+        "raise KeyboardInterrupt",
+    ],
+)
+def test_a_hostile_outcome_does_no_harm(shared: Kernel, body: str) -> None:
+    pending = shared.execute_async(f"%%background job\nawait gate('hostile')\n{body}")
+    pending.reply()
+    shared.value("open_gate('hostile')")
+    wait_for_update(shared, card(pending), "finished|failed")
+    assert "<script" not in str([m["content"]["data"].get("text/html") for m in of_type(shared, "update_display_data")])
+    assert shared.execute("job").error is None
+    assert shared.answers_within(3)
+
+
+def of_type(kernel: Kernel, msg_type: str) -> list[Message]:
+    return [m for one in kernel.requests() for m in list(one.messages) if m["msg_type"] == msg_type]
+
+
+# --- %calls ----------------------------------------------------------------------------------------------------------
+
+
+def rows(kernel: Kernel) -> list[list[str]]:
+    text = kernel.execute("%calls").result
+    assert text is not None
+    return [re.split(r"  +", line.strip()) for line in text.splitlines()[1:]]
+
+
+def test_calls_lists_what_runs_and_what_ran(shared: Kernel) -> None:
+    shared.execute("%calls clear")
+    shared.execute("%%background first\nawait gate('list')")
+    shared.value("async def second():\n    await gate('list')\nother = submit(second())\nNone")
+    assert [(row[0], row[1], row[3]) for row in rows(shared)] == [
+        ("first", "running", "ipyportal-loop"),
+        ("second", "running", "ipyportal-loop"),
+    ]
+    shared.value("open_gate('list')\n(first.result(), other.result())")
+    assert [row[1] for row in rows(shared)] == ["finished", "finished"]
+    assert all(re.fullmatch(r"In \[\d+\]", row[4]) for row in rows(shared))
+    shared.execute("%calls clear")
+    assert shared.execute("%calls").result == "no calls"
+
+
+def test_clear_keeps_what_runs(shared: Kernel) -> None:
+    shared.execute("%%background keeps\nawait gate('clear')")
+    shared.execute("%calls clear")
+    assert [row[0] for row in rows(shared)] == ["keeps"]
+    shared.value("open_gate('clear')\nkeeps.result()")
+
+
+def test_cancel_all_cancels_those_that_run_and_says_how_many(shared: Kernel) -> None:
+    shared.execute("%calls clear")
+    assert shared.execute("%calls cancel all").stdout == "cancelled 0\n"
+    shared.value("jobs = [submit(asyncio.sleep, 60) for _ in range(3)]\nNone")
+    assert shared.execute("%calls cancel all").stdout == "cancelled 3\n"
+    shared.value("import concurrent.futures\nconcurrent.futures.wait([job.future for job in jobs], 5)\nNone")
+    assert [row[1] for row in rows(shared)] == ["cancelled"] * 3
+
+
+def test_the_history_is_bounded(shared: Kernel) -> None:
+    shared.value("async def quick(): return 1\nsum(submit(quick()).result() for _ in range(150))")
+    assert len(rows(shared)) == 100
+
+
+@pytest.mark.parametrize("kind", ["magic", "magic in a thread", "submit"])
+def test_a_result_lives_only_as_long_as_the_user_holds_the_call(shared: Kernel, kind: str) -> None:
+    shared.value("class Result: pass")
+    if kind == "submit":
+        shared.execute("job = submit(Result)")
+    else:
+        shared.execute(f"%%background job {'--on thread' * (kind != 'magic')}\nResult()")
+    shared.value("reference = weakref.ref(job.result())\nreference() is not None")
+    shared.value("await asyncio.sleep(0.05)")
+    assert shared.value("del job\ngc.collect()\nreference() is None") is True
+
+
+def test_the_kernel_keeps_no_thread_and_no_task_for_calls_that_are_over(shared: Kernel) -> None:
+    shared.value("async def quick(): return 1\nsubmit(quick()).result()")
+
+    def count() -> Any:
+        return shared.value("threading.active_count(), len(asyncio.all_tasks(run(own_loop, on='loop')))")
+
+    shared.value("async def own_loop(): return asyncio.get_running_loop()")
+    before = count()
+    for _ in range(5):
+        shared.execute("%%background job\n1")
+    shared.value("job.result()\nawait asyncio.sleep(0.1)")
+    assert count() == before
