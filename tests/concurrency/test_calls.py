@@ -983,4 +983,5 @@ def test_a_call_that_several_cancel_while_it_begins_ends_and_ends_once(often: No
             call.result(PATIENCE)
         except concurrent.futures.CancelledError:
             assert call.cancelled()
+        until(lambda ends=ends: ends)  # as in the standard library, who waits may be told before the callbacks
         assert ends == [call]

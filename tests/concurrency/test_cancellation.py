@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -328,6 +329,30 @@ def test_a_cancel_never_hits_code_after_its_scope(run: Callable[..., Any]) -> No
         return outcomes
 
     assert len(run(work)) == 300
+
+
+@everywhere
+def test_an_interrupt_is_not_lost_in_a_finalizer(run: Callable[..., Any]) -> None:
+    # The race: the interrupt comes while the interpreter runs a finalizer or the callback of a weak reference, where
+    # exceptions are not raised to anybody.
+    class Final:
+        def __del__(self) -> None:
+            linger()
+
+    def linger() -> None:
+        for _ in range(10):
+            pass
+
+    def work() -> None:
+        things: weakref.WeakSet[Any] = weakref.WeakSet()
+        with cancel_sync_after(0.002):
+            for _ in range(10_000_000):
+                things.add(Final())
+                linger()
+
+    for _ in range(3):
+        with soon(), pytest.raises(TimeoutError):
+            run(work)
 
 
 def test_a_thread_that_is_blocked_in_c_is_waited_for_no_longer_than_the_grace() -> None:

@@ -234,6 +234,26 @@ def test_a_task_that_a_call_leaves_behind_cannot_end_the_worker(
     assert [report.exc_type for report in reported] == [error]
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_task_of_a_call_cannot_end_the_loop_thread_and_the_calls_of_others(
+    loop_thread: EventLoopThread, error: type[BaseException]
+) -> None:
+    async def child() -> None:
+        await asyncio.sleep(0)
+        raise error("told")
+
+    async def work() -> None:
+        await asyncio.gather(child(), asyncio.sleep(0))
+
+    gate = Gate()
+    other = started_on(loop_thread, asyncio.to_thread, gate.pass_through)
+    with pytest.raises(error, match="told"):
+        started_on(loop_thread, work).result(PATIENCE)
+    gate.set()
+    assert other.result(PATIENCE) is None
+    assert started_on(loop_thread, threading.current_thread).result(PATIENCE) is loop_thread.thread
+
+
 def test_workers_for_short_calls_are_reused() -> None:
     before = set(threading.enumerate())
     used = {from_sync.call_in_new_thread(threading.current_thread) for _ in range(100)}

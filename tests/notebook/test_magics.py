@@ -243,6 +243,17 @@ def test_magics_work_inside_functions_of_the_user(shared: Kernel) -> None:
     assert shared.value("fetch()") == 42
 
 
+@pytest.mark.parametrize("magic", ["%await ", "%time "])
+def test_magics_in_functions_see_their_local_variables(shared: Kernel, magic: str) -> None:
+    shared.value("n = 'global'")
+    shared.value(f"def quadruple(n):\n    twice = {magic}await double(n)\n    return twice * 2")
+    shared.value(
+        "def several(n):\n    values = %await asyncio.gather(*(double(n + i) for i in range(2)))\n    return values"
+    )
+    assert shared.value("quadruple(5)") == 20
+    assert shared.value("several(1), n") == ([2, 4], "global")
+
+
 # --- output and input ------------------------------------------------------------------------------------------------
 
 
@@ -442,6 +453,15 @@ def test_the_stop_button_ends_a_magic_after_its_clean_up(shared: Kernel, way: st
     assert end_of(pending).ename == "KeyboardInterrupt"
     assert pending.stdout_so_far().startswith("waiting\ncleaned up\n")
     assert shared.answers_within(5)
+
+
+def test_the_stop_button_ends_a_loop_that_a_thread_runs_itself(shared: Kernel) -> None:
+    """What %%thread is for: a library that calls asyncio.run()."""
+    pending = shared.begin("%%thread\nprint('waiting')\nasyncio.run(asyncio.sleep(3))")
+    time.sleep(0.1)
+    shared.interrupt()
+    assert end_of(pending, within=2.0).ename == "KeyboardInterrupt"
+    assert shared.answers_within(2)
 
 
 @pytest.mark.parametrize(

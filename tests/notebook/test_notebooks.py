@@ -82,7 +82,19 @@ def test_a_notebook_gives_the_outputs_that_are_stored_in_it(path: Path) -> None:
     notebook = read(path)
     cells = code_cells(notebook)
     for cell, found in zip(cells, executed(notebook), strict=True):
-        assert found == cell.outputs, f"this cell gave other outputs:\n{cell.source}"
+        assert lasting(found) == lasting(cell.outputs), f"this cell gave other outputs:\n{cell.source}"
+
+
+def lasting(found: list[NotebookNode]) -> list[NotebookNode]:
+    """Without the cards of calls: they say how long a call has been running, and have a button with its own id."""
+    return [output for output in found if not is_card(output)]
+
+
+def is_card(output: NotebookNode) -> bool:
+    data = output.get("data", {})
+    if data.get("text/plain") == "":  # as it is stored
+        return True
+    return 'role="status"' in data.get("text/html", "") or "application/vnd.jupyter.widget-view+json" in data
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

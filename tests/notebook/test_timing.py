@@ -209,12 +209,23 @@ def test_timing_in_the_background_does_not_disturb_that_of_a_cell(shared: Kernel
     assert shared.value("job.result()") == "done"
 
 
+def test_what_other_code_sets_meanwhile_stays_set(shared: Kernel) -> None:
+    shared.value("count = 0\nasync def counting():\n    global count\n    count += 1")
+    shared.execute("%timeit -n 5 -r 2 await counting()")
+    shared.execute("%time await counting()")
+    assert shared.value("count") == 11
+
+
 def test_nothing_of_ours_stays_in_the_namespace(shared: Kernel) -> None:
+    # Others may be timing in threads of this kernel: what was there before is theirs.
+    before = shared.value("[name for name in globals() if 'ipyportal' in name]")
     shared.execute("%time await double(1)\n%timeit -n 1 -r 1 await double(1)")
     shared.execute("%%time\nawait double(1)")
-    assert shared.value("[name for name in globals() if 'ipyportal' in name]") == []
+    after = shared.value("[name for name in globals() if 'ipyportal' in name]")
+    assert set(after) <= set(before)
 
 
+@pytest.mark.storm  # a ratio of times, which a busy machine spoils
 @pytest.mark.parametrize("work", ["spin_after_a_switch", "spin_at_once"])
 def test_timeit_measures_what_a_loop_by_hand_does(shared: Kernel, work: str) -> None:
     by_hand = f"""

@@ -226,18 +226,23 @@ class Call(Generic[T]):
         if not told_thread and task is not None:
             self._interrupt = Interrupt.SENT
             try:
-                task.get_loop().call_soon_threadsafe(self._cancel_task, task)
+                task.get_loop().call_soon_threadsafe(self._cancel_task, task, waiter)
+                waiter = None
             except RuntimeError:
                 pass  # the loop is closed: the call is over, or nothing can end it but what follows
         if waiter is not None:
             waiter._cancel_sent_back()
         return True
 
-    def _cancel_task(self, task: asyncio.Task[None]) -> None:
+    def _cancel_task(self, task: asyncio.Task[None], waiter: Waiter[Any] | None) -> None:
         # Not if the hand-over from the synchronous part has done it meanwhile: a request interrupts once.
         if not self.done() and self._interrupt is not Interrupt.NOTICED:
             self._interrupt = Interrupt.NOTICED
             cancel_task(task)
+        # After the task: one that awaits what it sent back would else be told by that first, and then once more by its
+        # own cancel, in the middle of its clean-up.
+        if waiter is not None:
+            waiter._cancel_sent_back()
 
     def _abandon(self) -> None:
         """End the call for those who wait for it, if its code has not noticed that it shall end."""

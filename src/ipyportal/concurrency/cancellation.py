@@ -397,7 +397,7 @@ class InterruptibleThread:
     def _remind(self, after: float) -> None:
         with self._lock:
             if any(target._interrupt is Interrupt.SENT for target in self._unshielded()):
-                self._signal(min(2 * after, GRACE))
+                self._signal(min(2 * after, 0.05))
 
     def _unshielded(self) -> Iterator[Interruptible]:
         for target in reversed(self._stack):
@@ -483,10 +483,19 @@ def _after_fork() -> None:
 
 
 def _is_delicate(frame: FrameType | None) -> bool:
-    """Whether a thread is in this module's code, which an interrupt would tear apart: at the entry of an ``__exit__``,
-    say, before it could do anything about it.
+    """Whether a thread is in code that an interrupt would tear apart, or that would swallow it.
+
+    The one is this module's: it may be at the entry of an ``__exit__``, before it could do anything about it. The other
+    is called by the interpreter between two bytecodes, as finalizers and the callbacks of weak references are: it has
+    nobody to raise to.
     """
-    return frame is not None and frame.f_globals is globals()
+    while frame is not None:
+        if frame.f_globals is globals() or frame.f_code.co_name == "__del__":
+            return True
+        if frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
@@ -843,14 +852,13 @@ def shield() -> Iterator[None]:
     try:
         yield
     finally:
-        if mark is not None:
-            thread.leave(mark)
         due = False
         if task is not None and shielded is not None:
             due = shielded.close()
             if not shielded.open:
                 _task_shields.pop(task, None)
         if mark is not None:
+            thread.leave(mark)
             thread.checkpoint()
         if due:
             raise asyncio.CancelledError

@@ -380,8 +380,15 @@ class EventLoopThread(_ThreadPortal):
             return
         try:
             with runner:
+                serve = loop.create_task(self._serve(loop, ready))
                 try:
-                    runner.run(self._serve(loop, ready))
+                    while not serve.done():
+                        try:
+                            loop.run_until_complete(serve)
+                        except (KeyboardInterrupt, SystemExit):
+                            # asyncio lets these out of the loop, too, when a task raises them; who awaits the task gets
+                            # them. A Ctrl-C in what was sent back must not end the calls of all others.
+                            continue
                 finally:
                     with self._lock:
                         self._phase = _Phase.CLOSED

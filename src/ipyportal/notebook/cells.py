@@ -53,7 +53,7 @@ class Body:
         shown, kept = _what_is_shown(tree, interactivity or shell.ast_node_interactivity)
         self.is_expression = len(tree.body) == 1 and tree.body[0] is kept
         self._silent = _ends_in_semicolon(code)
-        self._namespace: dict[str, Any] = shell.user_ns
+        self.namespace: dict[str, Any] = shell.user_ns
         self._codes: list[types.CodeType] = []
         for node in tree.body:
             if node is kept:
@@ -76,7 +76,7 @@ class Body:
         __tracebackhide__ = True
         value = None
         for code in self._codes:
-            value = eval(code, self._namespace)
+            value = eval(code, self.namespace)
             if code.co_flags & inspect.CO_COROUTINE:
                 value = await value
         return value
@@ -86,7 +86,7 @@ class Body:
         __tracebackhide__ = True
         value = None
         for code in self._codes:
-            value = eval(code, self._namespace)
+            value = eval(code, self.namespace)
         return value
 
 

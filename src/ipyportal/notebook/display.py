@@ -35,7 +35,7 @@ _SIGNS = {
     State.FINISHED: "✓",
     State.FAILED: "✗",
     State.CANCELLED: "■",
-    State.TIMEDOUT: "⏱",
+    State.TIMEDOUT: "✗",
 }
 
 _short = reprlib.Repr()
@@ -82,6 +82,8 @@ class CallView:
     def __init__(self, call: Call[Any], launched: Launched | None) -> None:
         self._call = call
         self._launched = launched
+        self._handle: Any = None
+        self._remove_button: Callable[[], None] = lambda: None
 
     def _facts(self) -> list[str]:
         call = self._call
@@ -114,36 +116,40 @@ class CallView:
             "color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, transparent); "
             'font-family: var(--jp-ui-font-family, sans-serif)">'
             f'<code style="background: none; color: inherit">{escape(call.name)}</code> '
-            f'<strong style="color: {colour}">{_SIGNS[call.state]} {call.state.value}</strong>{facts}{hint}</div>'
+            # The colour is the sign's alone: as that of a word some would be hard to read on their background.
+            f'<strong><span style="color: {colour}">{_SIGNS[call.state]}</span> {call.state.value}</strong>'
+            f"{facts}{hint}</div>"
         )
 
     def bundle(self) -> dict[str, str]:
         return {"text/plain": self.text(), "text/html": self.html()}
 
     def show(self) -> None:
-        """Show a card in the cell that is running, and keep it up to date until the call is over.
-
-        A terminal, where nothing that was shown can change, gets a line now and one at the end.
-        """
+        """Show a card in the cell that is running."""
         from IPython.display import display
 
-        handle: Any = display(self.bundle(), raw=True, display_id=True)
-        if handle is None:  # IPython without a display publisher
-            return
-        remove_button = _cancel_button(self._call)
+        self._handle = display(self.bundle(), raw=True, display_id=True)
+        self._remove_button = _cancel_button(self._call)
+
+    def follow(self, launched: Launched | None) -> None:
+        """Keep the card up to date until the call is over.
+
+        A terminal, where nothing that was shown can change, gets one more line, at the end.
+        """
+        self._launched = launched
         lock = threading.Lock()
 
         def update() -> None:
             # What is looked at first is shown first: two threads come here when the call ends, and the last word
             # must not be that it runs.
             with lock:
-                handle.update(self.bundle(), raw=True)
+                self._handle.update(self.bundle(), raw=True)
 
         def over(_: object) -> None:
             if follower is not None:
                 follower.cancel()
             update()
-            remove_button()
+            self._remove_button()
 
         async def follow() -> None:
             while not self._call.done():
@@ -171,7 +177,7 @@ def _cancel_button(call: Call[Any]) -> Callable[[], None]:
         import ipywidgets
     except ImportError:
         ipywidgets = None
-    if ipywidgets is None or call.done() or not _in_kernel():
+    if ipywidgets is None or not _in_kernel():
         return lambda: None
     button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
     button.on_click(lambda _: call.cancel())

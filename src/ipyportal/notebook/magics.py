@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
-from IPython.core.magic import Magics, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
 from ipyportal import sync
@@ -74,15 +74,17 @@ class PortalMagics(Magics):
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     @line_magic("await")
+    @needs_local_scope
     @no_var_expand
     @magic_arguments("await")
     @_portal_option
     @argument("expression", nargs="*", help="What to evaluate and wait for; it may contain await.")
-    def await_(self, line: str) -> Any:
+    def await_(self, line: str, local_ns: dict[str, Any] | None = None) -> Any:
         """Wait for an expression's value: ``%await [-t SECONDS] [--on ROUTE] EXPR``, also as ``x = %await EXPR``.
 
-        EXPR is evaluated in the notebook's namespace. What it gives is awaited if it can be. As with run(), the
-        notebook stays alive meanwhile, and the stop button cancels it.
+        EXPR is evaluated where the magic stands: in the notebook's namespace, in a function with its variables. What
+        it gives is awaited if it can be. As with run(), the notebook stays alive meanwhile, and the stop button
+        cancels it.
         """
         __tracebackhide__ = True
         end = 0
@@ -95,7 +97,10 @@ class PortalMagics(Magics):
         if not expression:
             raise UsageError("%await needs an expression: %await fetch(url)")
         timeout, on = self._timeout(options.timeout), self._route(options.on)
-        body = Body(self._shell, expression, _line_in_cell(self._shell.user_ns), interactivity="last_expr")
+        namespace = self._shell.user_ns
+        body = Body(self._shell, expression, _line_in_cell(namespace), interactivity="last_expr")
+        if local_ns is not None and local_ns is not namespace:
+            body.namespace = {**namespace, **local_ns}
         if not body.is_expression:
             raise UsageError("%await needs an expression, no statement: x = %await fetch(url)")
 
@@ -143,11 +148,18 @@ class PortalMagics(Magics):
         call = Call.new(body.run)
         call.name = name or f"cell {cell_number(self._shell)}"
         call.set_timeout(timeout)
-        sync._submitter(on if on is not None else sync.get_route())(call)
-        launched = self._extension.launched(call)
+        submit = sync._submitter(on if on is not None else sync.get_route())
+        view = CallView(call, None)
+        view.show()  # first, so that it stands above what the body prints
+        try:
+            submit(call)
+        except BaseException:
+            call.cancel()
+            view.follow(None)
+            raise
+        view.follow(self._extension.launched(call))
         if name is not None:
             self._shell.user_ns[name] = call
-        CallView(call, launched).show()
 
     @magic_arguments("%thread")
     @argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")

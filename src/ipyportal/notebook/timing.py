@@ -71,6 +71,10 @@ class AwaitInMagics:
             code = self._shell.transform_cell(code)
             if not contains_await(code):
                 return original(line, **kwargs)
+            if kwargs.get("local_ns") is self._shell.user_ns:
+                # As local variables %timeit would set them back at its end to what they were, also those that other
+                # code has set while it waited.
+                kwargs["local_ns"] = None
 
             def rewritten(run_it: str) -> Any:
                 __tracebackhide__ = True
