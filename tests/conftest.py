@@ -192,6 +192,12 @@ def shut_down_engine() -> None:
         engine.shutdown()
 
 
+def pytest_collection_finish() -> None:
+    """Set what is there before the first test aside, so that looking for tasks does not go through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left_over() -> Iterator[None]:
     """Fail a test that left a thread, a task, a descriptor, a signal handler or a patch behind.

@@ -82,13 +82,15 @@ def test_a_deadline_ends_a_tight_loop(run: Callable[..., Any]) -> None:
 
 @everywhere
 def test_a_deadline_ends_a_wait_of_the_engine(run: Callable[..., Any]) -> None:
-    cleaned = Gate()
+    begun: list[bool] = []
+    cleaned: list[bool] = []
 
     async def other() -> None:
+        begun.append(True)
         try:
             await asyncio.sleep(LONG)
         finally:
-            cleaned.set()
+            cleaned.append(True)
 
     def work() -> None:
         with cancel_sync_after(0.05):
@@ -96,7 +98,7 @@ def test_a_deadline_ends_a_wait_of_the_engine(run: Callable[..., Any]) -> None:
 
     with soon(), pytest.raises(TimeoutError):
         run(work)
-    assert cleaned.is_set()
+    assert cleaned == begun  # on a slow machine it may not have begun in time
 
 
 @everywhere
@@ -346,11 +348,28 @@ def test_an_interrupt_is_not_lost_in_a_finalizer(run: Callable[..., Any]) -> Non
     def work() -> None:
         things: weakref.WeakSet[Any] = weakref.WeakSet()
         with cancel_sync_after(0.002):
-            for _ in range(10_000_000):
+            for _ in range(1_000_000):
                 things.add(Final())
                 linger()
 
     for _ in range(3):
+        with soon(), pytest.raises(TimeoutError):
+            run(work)
+
+
+@everywhere
+def test_an_interrupt_does_not_end_the_thread_that_is_being_started(run: Callable[..., Any]) -> None:
+    # The race: a thread is interrupted while it starts another, which has its identity for a moment. The new thread
+    # would get the exception and end, and the old one wait for it for ever.
+    def work() -> None:
+        with cancel_sync_after(0.003):
+            for _ in range(10_000):
+                thread = threading.Thread(target=int)
+                thread.start()
+                thread.join()
+                busy(time.monotonic() + 0.0002)
+
+    for _ in range(10):
         with soon(), pytest.raises(TimeoutError):
             run(work)
 
@@ -688,8 +707,8 @@ def test_a_call_that_is_suspended_can_be_cancelled(
     cleaned = []
 
     def work() -> None:
-        begun.set()
         try:
+            begun.set()
             wait_suspended()
         finally:
             suspend(asyncio.sleep(0.001))
@@ -933,9 +952,11 @@ def test_a_shielded_call_is_waited_for(loop_thread: EventLoopThread) -> None:
 
 
 def test_a_scope_cancelled_inside_a_wait_for_a_call_in_async_code_ends_that_call() -> None:
-    cleaned = []
+    begun: list[bool] = []
+    cleaned: list[bool] = []
 
     async def other() -> None:
+        begun.append(True)
         try:
             await asyncio.sleep(LONG)
         finally:
@@ -945,7 +966,7 @@ def test_a_scope_cancelled_inside_a_wait_for_a_call_in_async_code_ends_that_call
     async def main() -> None:
         with pytest.raises(TimeoutError), cancel_async_after(0.05):
             await from_async.wait_for_call_in_loop_thread(other)
-        assert cleaned == [True]
+        assert cleaned == begun  # on a slow machine it may not have begun in time
 
     with soon():
         asyncio.run(main())

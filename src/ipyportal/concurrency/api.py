@@ -89,14 +89,12 @@ def wait_for(
     for callback in done_callbacks or ():
         waiter.add_done_callback(cast_to_call(callback))
     if contexts is None:
-        submit(call)
-        waiter.wait()
+        waiter.wait(submit)
         return call._take()
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
-        submit(call)
-        waiter.wait()
+        waiter.wait(submit)
         return call._take()
 
 

@@ -376,12 +376,16 @@ class InterruptibleThread:
         A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception
         sent to it is raised. It may run on between the first look and the sending: hence the second.
         """
-        if not _is_delicate(sys._current_frames().get(self._ident)):
+        if self._can_be_raised_in():
             _set_async_exception(self._ident, Cancelled)
-            if not _is_delicate(sys._current_frames().get(self._ident)):
+            if self._can_be_raised_in():
                 return
             _set_async_exception(self._ident, None)
         clock.remind(_AGAIN, self._send_again)
+
+    def _can_be_raised_in(self) -> bool:
+        frame = sys._current_frames().get(self._ident)
+        return not _is_delicate(frame) and not _awaits_start(frame)
 
     def _signal(self, again: float) -> None:
         """Send this thread the signal, and after `again` seconds once more.
@@ -494,6 +498,19 @@ def _is_delicate(frame: FrameType | None) -> bool:
             return True
         if frame.f_globals.get("__name__") in ("weakref", "_weakrefset"):
             return True
+        frame = frame.f_back
+    return False
+
+
+def _awaits_start(frame: FrameType | None) -> bool:
+    """Whether a thread is starting another, and that has not begun to run.
+
+    In CPython 3.11 the new one has the identity of the old one until it runs, and would get an exception in its place.
+    It would die of it, and the old one wait for it for ever.
+    """
+    while frame is not None and sys.version_info < (3, 12):
+        if frame.f_code.co_name == "start" and frame.f_globals.get("__name__") == "threading":
+            return frame.f_locals["self"].ident is None
         frame = frame.f_back
     return False
 

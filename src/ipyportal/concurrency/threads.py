@@ -173,6 +173,7 @@ class WorkerThread(_ThreadPortal):
         super()._reset()
         self._inbox: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
         self._current: Call[Any] | None = None
+        self._cancel_at_end = False
 
     def submit(self, call: Call[T]) -> Call[T]:
         with self._lock:
@@ -204,15 +205,14 @@ class WorkerThread(_ThreadPortal):
             elif self._phase is _Phase.NEW:
                 self._phase = _Phase.CLOSED
             if cancel:
-                kept: list[Call[Any] | None] = []
-                while not self._inbox.empty():
-                    call = self._inbox.get()
-                    if call is None:
-                        kept.append(None)
-                    else:
+                self._cancel_at_end = True
+                try:
+                    # The thread takes calls meanwhile, so that the inbox may be empty at any time.
+                    while (call := self._inbox.get_nowait()) is not None:
                         call.cancel()
-                for item in kept:
-                    self._inbox.put(item)
+                    self._inbox.put(None)
+                except queue.Empty:
+                    pass
                 if (current := self._current) is not None:
                     current.cancel()
         return self._join(timeout)
@@ -223,6 +223,8 @@ class WorkerThread(_ThreadPortal):
         # Each wait ends: with a call, or with the None of the shutdown.
         while (call := inbox.get()) is not None:
             self._current = call
+            if self._cancel_at_end:  # a shutdown that came when the call was neither in the inbox nor here
+                call.cancel()
             call._run_submitted()
             self._current = None
             del call
@@ -573,7 +575,11 @@ class _Lender:
         except IndexError:
             lent = _LentThread(self)
             self.all.add(lent)
-            lent.thread.start()
+            try:
+                lent.thread.start()
+            except BaseException:  # interrupted: it may have started, and nobody knows it
+                lent.stop()
+                raise
         return lent.submit(call)
 
     def retire(self, lent: _LentThread) -> bool:

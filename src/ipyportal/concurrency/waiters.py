@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from ipyportal.concurrency import cancellation
@@ -228,8 +228,11 @@ class SyncWaiter(Waiter[T]):
     def _wake(self) -> None:
         self._inbox.put(None)
 
-    def wait(self) -> Call[T]:
+    def wait(self, submit: Callable[[Call[T]], object] | None = None) -> Call[T]:
         """Run what is sent back until the call is over; then the done callbacks. In the thread that made the waiter.
+
+        With `submit`, that is called with the call first: then an interrupt finds the call either not submitted or
+        waited for, and never running with nobody to cancel it.
 
         Returns the call, also one that failed. If this thread is interrupted (KeyboardInterrupt), or its code is
         cancelled, the call is cancelled, its clean-up waited for, and the exception raised. A second
@@ -240,8 +243,6 @@ class SyncWaiter(Waiter[T]):
         """
         call = self._call
         call._check_wait()
-        if call._portal is not None:
-            call._portal._check_wait(call)
         call._when_done(self._inbox.put)
         thread = interruptible_thread()
         mark: Wait | None = None
@@ -256,6 +257,10 @@ class SyncWaiter(Waiter[T]):
             if mark is not None and thread.owed(below=mark):
                 call.cancel()
             try:
+                if submit is not None:
+                    submit(call)
+                if call._portal is not None:
+                    call._portal._check_wait(call)
                 self._serve()
             except KeyboardInterrupt:
                 call.cancel()
