@@ -17,7 +17,8 @@ from typing import Any, Literal, TypeVar, cast, overload
 
 from ipyportal.concurrency.api import wait_for
 from ipyportal.concurrency.calls import Call, State, name_of
-from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after, check_timeout
+from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after
+from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,14 @@ def worker() -> Iterator[WorkerThread]:
 def loop_thread() -> Iterator[EventLoopThread]:
     with EventLoopThread() as portal:
         yield portal
+
+
+@pytest.fixture(scope="session")
+def uvloop() -> Any:
+    module = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=module.new_event_loop) as runner:
+        runner.run(asyncio.sleep(0))  # the first makes pipes that the process keeps
+    return module
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from ipyportal.concurrency import (
     shield,
     suspend,
 )
-from ipyportal.concurrency.cancellation import interruptible_thread
+from ipyportal.concurrency.interruption import interruptible_thread
 
 from .helpers import PATIENCE, Gate, soon, spin, until
 
@@ -436,7 +436,7 @@ def test_a_hundred_time_outs_start_one_thread() -> None:
 
 
 def test_deadlines_that_are_not_reached_are_forgotten() -> None:
-    from ipyportal.concurrency.cancellation import clock
+    from ipyportal.concurrency.deadlines import clock
 
     for _ in range(2000):
         with cancel_sync_after(LONG):

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ipyportal.concurrency import Call, EventLoopThread, can_suspend, from_sync, get_global_loop, suspend, suspension
-from ipyportal.concurrency.cancellation import interruptible_thread
+from ipyportal.concurrency.interruption import interruptible_thread
 from ipyportal.concurrency.suspension import suspendable
 
 from .helpers import PATIENCE, Gate, soon

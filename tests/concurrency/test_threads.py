@@ -25,7 +25,7 @@ from ipyportal.concurrency import (
     threads,
     wait_for_global_loop_exit,
 )
-from ipyportal.concurrency.cancellation import clock
+from ipyportal.concurrency.deadlines import clock
 
 from .helpers import PATIENCE, Gate, python, soon, spin, until
 
@@ -123,13 +123,6 @@ def test_the_loop_is_the_factorys() -> None:
         assert started_on(portal, asyncio.get_running_loop).result() is made[0]
         assert portal.loop is made[0]
     assert made[0].is_closed()
-
-
-@pytest.fixture(scope="module")
-def uvloop() -> Any:
-    module = pytest.importorskip("uvloop")
-    module.new_event_loop().close()  # the first makes a pipe that the process keeps
-    return module
 
 
 def test_uvloop_is_a_loop_factory(uvloop: Any) -> None:
@@ -772,11 +765,11 @@ def test_a_child_that_was_forked_while_locks_were_held_has_locks_of_its_own() ->
             check="assert from_sync.call_in_loop_thread(lambda: 5, timeout=30) == 5;"
             "exec('with cancel_sync_after(30): pass')",
             before="""
-from ipyportal.concurrency import cancellation, threads
+from ipyportal.concurrency import deadlines, interruption, threads
 from_sync.call_in_loop_thread(lambda: 1)
 held, release = threading.Event(), threading.Event()
 with cancel_sync_after(30): pass
-locks = [threads._globals_lock, cancellation.clock._changed, cancellation.interruptible_thread()._lock,
+locks = [threads._globals_lock, deadlines.clock._changed, interruption.interruptible_thread()._lock,
     get_global_loop()._lock]
 def hold():
     from contextlib import ExitStack

@@ -28,7 +28,7 @@ from ipyportal.concurrency import (
     waiters,
 )
 from ipyportal.concurrency.api import wait_for
-from ipyportal.concurrency.cancellation import interruptible_thread
+from ipyportal.concurrency.interruption import interruptible_thread
 
 from .helpers import PATIENCE, Gate, blocked_in_a_wait, press_stop, soon, spin, until
 

@@ -457,10 +457,21 @@ def test_the_stop_button_ends_a_magic_after_its_clean_up(shared: Kernel, way: st
 
 def test_the_stop_button_ends_a_loop_that_a_thread_runs_itself(shared: Kernel) -> None:
     """What %%thread is for: a library that calls asyncio.run()."""
-    pending = shared.begin("%%thread\nprint('waiting')\nasyncio.run(asyncio.sleep(3))")
-    time.sleep(0.1)
+    pending = shared.begin(
+        "%%thread\n"
+        "import asyncio\n"
+        "async def library():\n"
+        "    try:\n"
+        "        print('waiting')\n"
+        "        await asyncio.sleep(30)\n"
+        "    finally:\n"
+        "        await asyncio.sleep(0.01)\n"
+        "        print('cleaned up')\n"
+        "asyncio.run(library())"
+    )
     shared.interrupt()
     assert end_of(pending, within=2.0).ename == "KeyboardInterrupt"
+    assert pending.stdout_so_far().startswith("waiting\ncleaned up\n")
     assert shared.answers_within(2)
 
 

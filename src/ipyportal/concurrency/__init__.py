@@ -32,14 +32,13 @@ Everything can be cancelled, from any thread: a call, with all that it sent back
 *suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
 
 The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `waiters`, `cancellation`,
-`suspension`, `api`.
+`interruption`, `deadlines`, `suspension`, `api`.
 """
 
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync
 from ipyportal.concurrency.calls import Call, State, current_call
 from ipyportal.concurrency.cancellation import (
     AsyncCancelScope,
-    Cancelled,
     CancelScope,
     SyncCancelScope,
     cancel_async_after,
@@ -48,6 +47,7 @@ from ipyportal.concurrency.cancellation import (
     cancel_sync_at,
     shield,
 )
+from ipyportal.concurrency.interruption import Cancelled
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import can_suspend, suspend
 from ipyportal.concurrency.threads import (

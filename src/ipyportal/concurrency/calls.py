@@ -16,16 +16,10 @@ import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from ipyportal.concurrency import cancellation
-from ipyportal.concurrency.cancellation import (
-    GRACE,
-    Interrupt,
-    InterruptibleThread,
-    cancel_task,
-    check_timeout,
-    clock,
-    interruptible_thread,
-)
+from ipyportal.concurrency import interruption
+from ipyportal.concurrency.cancellation import GRACE, cancel_task
+from ipyportal.concurrency.deadlines import check_timeout, clock, report
+from ipyportal.concurrency.interruption import Interrupt, InterruptibleThread, interruptible_thread
 from ipyportal.concurrency.primitives import as_exception
 from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
 
@@ -202,7 +196,7 @@ class Call(Generic[T]):
         """Ask the call to end. False if it is over already.
 
         One that has not begun is cancelled at once. One that runs gets `asyncio.CancelledError` raised in it (see
-        `ipyportal.concurrency.cancellation` for where), and with it all that it sent back to the thread that waits
+        `ipyportal.concurrency.interruption` for where), and with it all that it sent back to the thread that waits
         for it. It is over when its clean-up is.
         """
         return self._end(_CANCELLED)
@@ -342,7 +336,7 @@ class Call(Generic[T]):
                         runner.run(CallCoroutine(self, awaitable=result, alone=True), context=context)
                 except BaseException as exc:  # noqa: BLE001 - Ctrl-C, or what tasks that were left behind raise
                     if not self._fail(exc):
-                        cancellation._report(exc, f"what {self!r} left behind failed")
+                        report(exc, f"what {self!r} left behind failed")
         finally:
             if timer is not None:
                 timer.cancel()
@@ -426,7 +420,7 @@ class Call(Generic[T]):
             try:
                 fn(call)
             except BaseException as exc:  # noqa: BLE001 - reported; a SystemExit must not end the thread of others
-                cancellation._report(exc, f"a done callback of {call!r} failed")
+                report(exc, f"a done callback of {call!r} failed")
 
         self._when_done(callback)
 
@@ -511,7 +505,7 @@ class Call(Generic[T]):
                 if self._deadline is not None and self._ending is None:
                     limit = self._deadline if until is None else min(self._deadline, until)
                 try:
-                    cancellation.get(inbox, None if limit is None else limit - time.monotonic())
+                    interruption.get(inbox, None if limit is None else limit - time.monotonic())
                 except queue.Empty:
                     now = time.monotonic()
                     if until is not None and now >= until and not self.done():

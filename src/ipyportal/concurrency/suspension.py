@@ -34,8 +34,8 @@ from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import Any, TypeVar
 
-from ipyportal.concurrency.cancellation import Interruptible, interruptible_thread
-from ipyportal.concurrency.cancellation import _local as _interruptible
+from ipyportal.concurrency.interruption import Interruptible, interruptible_thread
+from ipyportal.concurrency.interruption import _local as _interruptible
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 
 try:

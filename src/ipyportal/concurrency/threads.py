@@ -21,9 +21,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ipyportal.concurrency import cancellation
+from ipyportal.concurrency import interruption
 from ipyportal.concurrency.calls import Call, start_on_loop
-from ipyportal.concurrency.cancellation import clock
+from ipyportal.concurrency.deadlines import clock
 from ipyportal.concurrency.portals import Portal
 
 if TYPE_CHECKING:
@@ -640,7 +640,7 @@ def _after_fork() -> None:
     _globals_lock = threading.RLock()
     _global_loop = None
     _lender = _Lender()
-    cancellation._after_fork()
+    interruption._after_fork()
     for portal in list(_threads):
         portal._reset()
 

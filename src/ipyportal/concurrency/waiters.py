@@ -15,9 +15,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
-from ipyportal.concurrency import cancellation
+from ipyportal.concurrency import interruption
 from ipyportal.concurrency.calls import Awaited, Call, State, start_on_loop
-from ipyportal.concurrency.cancellation import Wait, interruptible_thread
+from ipyportal.concurrency.deadlines import report
+from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.portals import Portal
 
 __all__ = ["AsyncWaiter", "SyncWaiter", "ThreadInbox", "Waiter"]
@@ -133,7 +134,7 @@ class Waiter(Portal, Generic[T]):
 
     def _report(self, callback: Call[Any]) -> None:
         if callback.state is State.FAILED:
-            cancellation._report(callback._value, f"a done callback of {self._call!r} failed")
+            report(callback._value, f"a done callback of {self._call!r} failed")
 
 
 _blocked: dict[threading.Thread, list[SyncWaiter[Any]]] = {}  # the waiters of each thread, innermost last
@@ -310,7 +311,7 @@ class SyncWaiter(Waiter[T]):
                 timeout = max(0.0, call._deadline - time.monotonic())
             try:
                 # Ends with what is submitted or with the call, which ends at its deadline whatever it does.
-                cancellation.block(inbox, timeout)
+                interruption.block(inbox, timeout)
             except queue.Empty:
                 call._time_out()
 

@@ -15,7 +15,7 @@ from IPython.core.magic_arguments import argument, magic_arguments, parse_argstr
 
 from ipyportal import sync
 from ipyportal.concurrency.calls import Call
-from ipyportal.concurrency.cancellation import check_timeout
+from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.notebook.cells import Body, cell_number
 from ipyportal.notebook.display import CallsTable, CallView

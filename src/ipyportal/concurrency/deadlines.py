@@ -1,0 +1,158 @@
+"""Deadlines: what a time-out may be, and the clock that keeps those of synchronous code.
+
+Deadlines are times of `time.monotonic()`, in seconds. Those of asynchronous code are timers of its loop. Those of
+synchronous code are kept by one clock thread for the whole process, started when the first is set; no deadline ever
+starts a thread of its own.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["Clock", "Timer", "check_timeout", "clock", "report"]
+
+
+def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
+    """`timeout` in seconds as a deadline's distance, or None for none; raises on what cannot be one.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is negative or not a number of seconds (NaN).
+    """
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        try:
+            if isinstance(timeout, bool):
+                raise TypeError
+            timeout = float(timeout.__float__())  # type: ignore[unreachable]  # numpy scalars, Fraction, Decimal
+        except (AttributeError, TypeError, ValueError):
+            raise TypeError(f"{what} must be a number of seconds or None, not {type(timeout).__name__}") from None
+    if math.isnan(timeout) or timeout < 0:
+        raise ValueError(f"{what} must be 0 or more seconds, not {timeout!r}")
+    return None if math.isinf(timeout) else float(timeout)
+
+
+class Timer:
+    """A function that the clock thread will call; `cancel` may be called from any thread."""
+
+    __slots__ = ("_clock", "_fn")
+
+    def __init__(self, clock: Clock, fn: Callable[[], object]) -> None:
+        self._clock = clock
+        self._fn: Callable[[], object] | None = fn
+
+    def cancel(self) -> None:
+        if self._fn is not None:
+            self._fn = None
+            self._clock.forget()
+
+
+class Clock:
+    """One thread that calls functions at their times. They are the engine's own, short, and never user code."""
+
+    _COMPACT_FROM = 256
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        # Reentrant, because a signal handler on the thread that holds it may cancel a call, and so a timer.
+        self._changed = threading.Condition(threading.RLock())
+        self._heap: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self._dead = 0
+        self._thread: threading.Thread | None = None
+
+    def call_at(self, when: float, fn: Callable[[], object]) -> Timer:
+        timer = Timer(self, fn)
+        with self._changed:
+            heapq.heappush(self._heap, (when, next(self._order), timer))
+            if self._thread is None:
+                thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
+                thread.start()
+                self._thread = thread
+            elif self._heap[0][2] is timer:  # only an earliest deadline needs to wake the clock
+                self._changed.notify()
+        return timer
+
+    def remind(self, delay: float, fn: Callable[[], object]) -> None:
+        """Call `fn` in `delay` seconds; not if the interpreter is ending, where no thread can be started any more."""
+        try:
+            self.call_at(time.monotonic() + delay, fn)
+        except RuntimeError:
+            pass
+
+    def forget(self) -> None:
+        """A timer was cancelled. Cancelled timers stay until half of the heap is made of them."""
+        with self._changed:
+            self._dead += 1
+            if self._dead > self._COMPACT_FROM and self._dead * 2 > len(self._heap):
+                self._heap = [entry for entry in self._heap if entry[2]._fn is not None]
+                heapq.heapify(self._heap)
+                self._dead = 0
+
+    def _main(self) -> None:
+        while (timer := self._next()) is not None:
+            fn, timer._fn = timer._fn, None
+            if fn is not None:
+                try:
+                    fn()
+                except Exception as exc:  # noqa: BLE001 - a bug of the engine: say so, and keep the other deadlines
+                    report(exc, "a deadline's function failed")
+            del fn, timer
+
+    def _next(self) -> Timer | None:
+        with self._changed:
+            # Not a flag: after a stop another thread may be the clock before this one has looked.
+            while self._thread is threading.current_thread():
+                if not self._heap:
+                    self._changed.wait()
+                    continue
+                when, _, timer = self._heap[0]
+                delay = when - time.monotonic()
+                if timer._fn is None:
+                    self._dead -= 1
+                elif delay > 0:
+                    self._changed.wait(min(delay, threading.TIMEOUT_MAX))
+                    continue
+                heapq.heappop(self._heap)
+                if timer._fn is not None:
+                    return timer
+            return None
+
+    def stop(self) -> None:
+        """End the thread and drop all deadlines. The next one starts it anew."""
+        with self._changed:
+            thread, self._thread = self._thread, None
+            self._heap.clear()
+            self._dead = 0
+            self._changed.notify_all()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+
+def report(exc: BaseException, what: str) -> None:
+    """Say through `sys.unraisablehook` that `exc` had nobody to go to."""
+    sys.unraisablehook(_Unraisable((type(exc), exc, exc.__traceback__, f"ipyportal: {what}", None)))
+
+
+class _Unraisable(tuple[Any, ...]):
+    """The fields that `sys.unraisablehook` reads; its own type cannot be made from Python."""
+
+    __slots__ = ()
+    exc_type = property(lambda self: self[0])
+    exc_value = property(lambda self: self[1])
+    exc_traceback = property(lambda self: self[2])
+    err_msg = property(lambda self: self[3])
+    object = property(lambda self: self[4])
+
+
+clock = Clock()

@@ -1,0 +1,512 @@
+"""How synchronous code is interrupted: through the thread that runs it.
+
+`InterruptibleThread` is the record of what the engine runs in one thread, and knows how that thread can be reached:
+
+- in one of the engine's own waits, at once (the wait is woken);
+- in an event loop that the code runs itself, as `asyncio.run` does, through that loop: its main task is cancelled, and
+  the loop goes on for the clean-up;
+- on the main thread of a POSIX system, at once also inside ``time.sleep`` and other system calls: a ``SIGURG`` is
+  sent to the thread. Its default action is to be ignored, so one that comes late harms nobody, and no ``SIGALRM``,
+  timer or ``SIGINT`` handler of the user is touched;
+- in any other thread, at its next bytecode (``PyThreadState_SetAsyncExc``). A thread that is blocked in C cannot be
+  interrupted.
+
+On Windows, where a thread cannot be sent a signal, the main thread is treated as any other thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import math
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import CodeType, FrameType
+from typing import Any, Protocol, TypeVar
+
+from ipyportal.concurrency.deadlines import clock
+
+__all__ = [
+    "Cancelled",
+    "Interrupt",
+    "Interruptible",
+    "InterruptibleThread",
+    "Shield",
+    "Wait",
+    "block",
+    "get",
+    "interruptible_thread",
+]
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+_AGAIN = 0.01  # seconds after which an interrupt is sent again that may not have been seen
+_PATIENCE = 0.05  # seconds for an event loop to get to a callback
+
+_WAKE_SIGNAL: int | None = getattr(signal, "SIGURG", None) if hasattr(signal, "pthread_kill") else None
+
+
+class Cancelled(asyncio.CancelledError):
+    """What cancelling raises in synchronous code. Do not catch it without raising it again."""
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*args)
+        # CPython builds the exception in the thread that it was sent to, when it arrives there: the one moment at
+        # which the sender can be told that the code has noticed.
+        if (thread := _local.interruptible) is not None:
+            thread.acknowledge()
+            frame = sys._getframe(1)
+            if frame.f_code in _leaving:
+                frame.f_locals["self"]._leave(self)
+
+
+_leaving: set[CodeType] = set()
+
+
+def leaves(method: F) -> F:
+    """Mark the methods that leave a block of code.
+
+    CPython 3.13 may raise an interrupt at the entry of the very functions that would deal with it, where no `try` can
+    stand. What `self._leave` does is then done while it is on its way.
+    """
+    _leaving.add(method.__code__)
+    return method
+
+
+class Interrupt(enum.Enum):
+    """How far a request to cancel synchronous code has come."""
+
+    NONE = "not requested"
+    REQUESTED = "requested, but a shield holds it back or nobody could be told yet"
+    SENT = "sent to the thread, which has not noticed yet"
+    NOTICED = "raised in the code"
+
+
+class Interruptible(Protocol):
+    """A part of synchronous code that can be cancelled: a `Call`, a cancel scope, a shield."""
+
+    _interrupt: Interrupt
+
+
+class Shield:
+    """Stands on a thread's stack where requests for what lies below it are held back."""
+
+    __slots__ = ()
+    _interrupt = Interrupt.NONE
+
+
+class Wait(Shield):
+    """Stands on a thread's stack while the thread is in one of the engine's own waits.
+
+    A request for what lies below calls `wake` instead of interrupting the thread, which may be anywhere in the
+    engine's bookkeeping. The wait looks for what it is owed when it wakes, and at its end.
+    """
+
+    __slots__ = ("wake",)
+
+    def __init__(self, wake: Callable[[], object]) -> None:
+        self.wake = wake
+
+
+class InterruptibleThread:
+    """What the engine runs in one thread, innermost last, and the one way to interrupt it.
+
+    All methods but `request` are called by that thread itself. The lock orders a request against the end of what it
+    is for: an interrupt is sent only while its target is on the stack, and what was sent too late is taken back
+    before the target is left. So it never hits code after its target.
+    """
+
+    __slots__ = ("_asked", "_handler", "_ident", "_lock", "_loop_has_until", "_signals", "_stack", "_told", "_told_in")
+
+    def __init__(self) -> None:
+        self._ident = threading.get_ident()
+        # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
+        self._lock = threading.RLock()
+        self._stack: list[Interruptible] = []
+        self._told: list[Interruptible] = []  # whom the latest interrupt was for
+        self._told_in: asyncio.Task[Any] | None = None  # where it was raised
+        self._asked: asyncio.Future[Any] | None = None  # the main task of a loop that was asked to cancel it
+        self._loop_has_until = 0.0  # the time for that
+        self._signals = _WAKE_SIGNAL is not None and (threading.current_thread() is threading.main_thread())
+        self._handler: Any = _NOT_INSTALLED
+
+    def enter(self, target: Interruptible) -> None:
+        if self._signals and self._handler is _NOT_INSTALLED and not isinstance(target, Shield):
+            self._install()
+        with self._lock:
+            self._stack.append(target)
+
+    def leave(self, target: Interruptible) -> None:
+        """Take `target` off the stack. Afterwards no interrupt meant for it can arrive.
+
+        What it has been told may have been meant for an outer target, too: a thread has room for one interrupt at a
+        time. That is sent again a little later, when the exception that is on its way has been handled.
+        """
+        while True:
+            try:
+                with self._lock:
+                    if target in self._stack:
+                        del self._stack[self._stack.index(target) :]
+                    if target._interrupt is Interrupt.SENT and not self._signals:
+                        _set_async_exception(self._ident, None)
+                    if target._interrupt is not Interrupt.NONE:
+                        told = self._told if target in self._told else []
+                        owed = [one for one in self._stack if one._interrupt is Interrupt.SENT or one in told]
+                        for outer in owed:
+                            outer._interrupt = Interrupt.REQUESTED
+                        if told:
+                            self._told = []
+                        if owed:
+                            clock.remind(_AGAIN, self._send_again)
+                break
+            except Cancelled:
+                # It arrived in here, between two bytecodes. An interrupt is sent once, so this ends.
+                continue
+        if self._handler is not _NOT_INSTALLED and not self._stack:
+            self._uninstall()
+
+    def _send_again(self) -> None:
+        with self._lock:
+            self._send()
+
+    def suspend(self, depth: int) -> list[Interruptible]:
+        """Take off what lies above `depth`: its code is being suspended, and the thread goes on with other code."""
+        with self._lock:
+            self.checkpoint()
+            taken = self._stack[depth:]
+            del self._stack[depth:]
+        return taken
+
+    def resume(self, taken: list[Interruptible]) -> None:
+        with self._lock:
+            self._stack.extend(taken)
+            self._send()  # what was asked of them meanwhile
+
+    @property
+    def depth(self) -> int:
+        return len(self._stack)
+
+    def runs_code_of(self, task: asyncio.Task[Any]) -> bool:
+        """True if synchronous code of `task` is running in this thread."""
+        return any(getattr(target, "_task", None) is task for target in self._stack)
+
+    def runs(self, target: Interruptible) -> bool:
+        """True if the code of `target` is running, or waiting, in this thread."""
+        return target in self._stack
+
+    def request(self, target: Interruptible) -> bool:
+        """Interrupt `target`. From any thread. False if this thread is not running it now."""
+        with self._lock:
+            if target not in self._stack:
+                return False
+            if target._interrupt is Interrupt.NONE:
+                target._interrupt = Interrupt.REQUESTED
+                self._send()
+            return True
+
+    def _send(self) -> None:
+        """Tell the code of each target that was asked to end, unless a shield lies above it."""
+        innermost: Shield | None = None
+        for target in reversed(self._stack):
+            if isinstance(target, Shield):
+                innermost = target
+            elif target._interrupt is Interrupt.REQUESTED:
+                if innermost is None:
+                    target._interrupt = Interrupt.SENT
+                elif isinstance(innermost, Wait):
+                    innermost.wake()
+        sent = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]
+        if not sent or time.monotonic() < self._loop_has_until:
+            return
+        found = _loop_run_in(sys._current_frames().get(self._ident))
+        if found is not None and self._ask_loop(*found, sent):
+            return
+        if self._signals:
+            self._signal()
+        else:
+            self._raise_there()
+            if found is not None:
+                _wake(found[0])
+
+    def _ask_loop(
+        self, loop: asyncio.AbstractEventLoop, main: asyncio.Future[Any] | None, targets: list[Interruptible]
+    ) -> bool:
+        """Have the event loop that the code of `targets` runs cancel its main task. False if it shall be interrupted.
+
+        An exception raised anywhere in the loop would hit whichever task it is running. So it is for a loop that does
+        not get to its callbacks, and for one without a main task.
+        """
+        # Code that was entered in a running loop's task is itself run by that loop, and cannot run another.
+        if any(getattr(target, "_task", None) is not None for target in targets):
+            return False
+        if main is None or main.done() or main is self._asked:
+            return False
+        try:
+            loop.call_soon_threadsafe(self._cancel_main, main, targets)
+        except RuntimeError:  # it was closed meanwhile
+            return False
+        self._asked = main
+        self._loop_has_until = time.monotonic() + _PATIENCE
+        clock.remind(_PATIENCE, self._send_again)
+        return True
+
+    def _cancel_main(self, main: asyncio.Future[Any], targets: list[Interruptible]) -> None:
+        # In the loop. After the main task is done the loop may run for its own clean-up: code that comes later is told.
+        with self._lock:
+            self._asked = None
+            self._loop_has_until = 0.0
+            running = [target for target in targets if target in self._stack]
+            if not running or main.done():
+                return
+            if any(target._interrupt is Interrupt.SENT for target in running):
+                self.acknowledge()
+            elif self._told_in is main:
+                return
+            # Else the exception was raised in another of the loop's tasks meanwhile, and was its own affair.
+        if not isinstance(main, asyncio.Task) or not main.cancelling():
+            main.cancel()
+
+    def _raise_there(self) -> None:
+        """Send this thread an exception, but not where it stands now if that would tear the engine's code apart.
+
+        A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception
+        sent to it is raised. It may run on between the first look and the sending: hence the second.
+        """
+        if self._can_be_raised_in():
+            _set_async_exception(self._ident, Cancelled)
+            if self._can_be_raised_in():
+                return
+            _set_async_exception(self._ident, None)
+        clock.remind(_AGAIN, self._send_again)
+
+    def _can_be_raised_in(self) -> bool:
+        frame = sys._current_frames().get(self._ident)
+        return not _is_delicate(frame) and not _awaits_start(frame)
+
+    def _signal(self) -> None:
+        """Send this thread the signal, and again until it is noticed.
+
+        A system call sees only a signal that comes while it is in the kernel. One that comes after the last bytecode
+        and before that leaves the thread asleep: often, since a thread that gives up the interpreter's lock for its
+        system call wakes the very thread that cancels it.
+        """
+        assert _WAKE_SIGNAL is not None
+        signal.pthread_kill(self._ident, _WAKE_SIGNAL)
+        clock.remind(_AGAIN, self._send_again)
+
+    def _unshielded(self) -> Iterator[Interruptible]:
+        for target in reversed(self._stack):
+            if isinstance(target, Shield):
+                return
+            yield target
+
+    def acknowledge(self) -> None:
+        """An interrupt has arrived in this thread."""
+        with self._lock:
+            self._told = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]
+            for target in self._told:
+                target._interrupt = Interrupt.NOTICED
+            if self._told:
+                self._told_in = None if asyncio._get_running_loop() is None else asyncio.current_task()
+
+    def owed(self, below: Shield | None = None) -> bool:
+        """True if the code here, or that below the shield `below`, was asked to end and has not been told."""
+        stack = self._stack if below is None else self._stack[: self._stack.index(below)]
+        for target in reversed(stack):
+            if isinstance(target, Shield):
+                return False
+            if target._interrupt in (Interrupt.REQUESTED, Interrupt.SENT):
+                return True
+        return False
+
+    def checkpoint(self) -> None:
+        """Raise `Cancelled` here if the code here was asked to end and has not been told."""
+        with self._lock:
+            if not self.owed():
+                return
+            if not self._signals:
+                _set_async_exception(self._ident, None)  # it is raised here instead
+            for target in self._unshielded():
+                if target._interrupt is Interrupt.REQUESTED:
+                    target._interrupt = Interrupt.SENT  # to be acknowledged by the constructor
+        raise Cancelled
+
+    def get(self, inbox: queue.SimpleQueue[T | None], timeout: float | None) -> T | None:
+        """The next item of `inbox`, or None if an interrupt woke the wait. Raises `queue.Empty` after `timeout`."""
+        wait = Wait(lambda: inbox.put(None))
+        with self._lock:
+            self.checkpoint()
+            self._stack.append(wait)
+        item: T | None = None
+        try:
+            item = block(inbox, timeout)
+        finally:
+            with self._lock:
+                self.leave(wait)
+                self._send()  # a request that came together with the item
+        if item is None:
+            self.checkpoint()
+        return item
+
+    def _install(self) -> None:
+        assert _WAKE_SIGNAL is not None
+        self._handler = signal.getsignal(_WAKE_SIGNAL)
+        signal.signal(_WAKE_SIGNAL, self._on_signal)
+
+    def _uninstall(self) -> None:
+        assert _WAKE_SIGNAL is not None
+        if self._handler is not None:  # None: it was not installed from Python, so Python cannot put it back
+            signal.signal(_WAKE_SIGNAL, self._handler)
+        self._handler = _NOT_INSTALLED
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        with self._lock:
+            ours = any(target._interrupt is Interrupt.SENT for target in self._unshielded())
+        if ours:
+            if not _is_delicate(frame):  # else `_signal` sends it again
+                raise Cancelled
+        elif callable(self._handler):  # a signal that we did not send: urgent data on a socket, say
+            self._handler(signum, frame)
+
+
+_NOT_INSTALLED = object()
+
+
+def _after_fork() -> None:
+    """In a forked child, where locks may be held by threads that do not exist."""
+    clock._reset()
+    if (thread := _local.interruptible) is not None:
+        thread._lock = threading.RLock()
+
+
+def _is_delicate(frame: FrameType | None) -> bool:
+    """Whether a thread is in code that an interrupt would tear apart, or that would swallow it.
+
+    The one is the engine's own: it may be at the entry of an ``__exit__``, before it could do anything about it. The
+    other is called by the interpreter between two bytecodes, as finalizers and the callbacks of weak references are: it
+    has nobody to raise to. An event loop would lose the step of a task that it was about to run, or what it was about
+    to make or to close; and who puts a signal's handler back must get to it.
+    """
+    if frame is not None and _module(frame).startswith("asyncio."):
+        return True
+    while frame is not None:
+        name, module = frame.f_code.co_name, _module(frame)
+        if module in _DELICATE or name == "__del__":
+            return True
+        if name in ("__init__", "close") and module.startswith("asyncio."):
+            return True
+        if name == "signal" and module == "signal":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _module(frame: FrameType) -> str:
+    return frame.f_globals.get("__name__") or ""
+
+
+_DELICATE = frozenset(
+    [__name__, *(f"{__package__}.{name}" for name in ("cancellation", "deadlines")), "weakref", "_weakrefset"]
+)
+
+
+def _loop_run_in(frame: FrameType | None) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[Any] | None] | None:
+    """The event loop that the code of a thread runs, outermost frames of the engine's excluded, and its main task.
+
+    It is found by the frames of `asyncio.Runner.run` (whose loop may be of any kind, uvloop say) and of asyncio's own
+    loops, and in their local variables, whose names are those of CPython 3.11 to 3.14. Where they have others, the
+    loop is interrupted as any other code is.
+    """
+    loop: Any = None
+    main: Any = None
+    while frame is not None and not _module(frame).startswith(f"{__package__}."):
+        if frame.f_code is asyncio.Runner.run.__code__:
+            loop, main = getattr(frame.f_locals.get("self"), "_loop", None), frame.f_locals.get("task")
+        elif frame.f_code is asyncio.BaseEventLoop.run_until_complete.__code__:
+            loop, main = frame.f_locals.get("self"), frame.f_locals.get("future")
+        elif frame.f_code is asyncio.BaseEventLoop.run_forever.__code__:
+            loop = frame.f_locals.get("self")
+        if loop is not None and asyncio.isfuture(main):
+            return loop, main
+        frame = frame.f_back
+    return None if loop is None else (loop, None)
+
+
+def _wake(loop: asyncio.AbstractEventLoop) -> None:
+    try:
+        loop.call_soon_threadsafe(int)
+    except RuntimeError:
+        pass  # it is closed, and does not sleep
+
+
+def _awaits_start(frame: FrameType | None) -> bool:
+    """Whether a thread is starting another, and that has not begun to run.
+
+    In CPython 3.11 the new one has the identity of the old one until it runs, and would get an exception in its place.
+    It would die of it, and the old one wait for it for ever.
+    """
+    while frame is not None and sys.version_info < (3, 12):
+        if frame.f_code.co_name == "start" and _module(frame) == "threading":
+            return frame.f_locals["self"].ident is None
+        frame = frame.f_back
+    return False
+
+
+def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    import ctypes  # only when something is cancelled: importing it costs more than the rest of this module
+
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(
+        ctypes.c_ulong(ident), None if exception is None else ctypes.py_object(exception)
+    )
+
+
+class _Local(threading.local):
+    interruptible: InterruptibleThread | None = None
+
+
+_local = _Local()
+
+
+def interruptible_thread() -> InterruptibleThread:
+    """The record of the current thread, made when it is first asked for."""
+    thread = _local.interruptible
+    if thread is None:
+        thread = _local.interruptible = InterruptibleThread()
+    return thread
+
+
+# Seconds between looks for Ctrl-C. On Windows a thread that acquires a lock does not see it; elsewhere it wakes.
+_SLICE = 0.1 if sys.platform == "win32" else None
+
+
+def block(inbox: queue.SimpleQueue[T], timeout: float | None) -> T:
+    """Block this thread for the next item of `inbox`, without looking at what its code is asked."""
+    if _SLICE is None:
+        return inbox.get(True, timeout)
+    deadline = math.inf if timeout is None else time.monotonic() + timeout
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            return inbox.get(True, max(0.0, min(left, _SLICE)))
+        except queue.Empty:
+            if left <= _SLICE:
+                raise
+
+
+def get(inbox: queue.SimpleQueue[T | None], timeout: float | None = None) -> T | None:
+    """Block this thread for the next item of `inbox`: the engine's one blocking wait.
+
+    It ends with an item, after `timeout` seconds (`queue.Empty`), or with `Cancelled` when the code that waits is
+    cancelled. None is an item that only wakes.
+    """
+    if timeout is not None:
+        timeout = min(max(timeout, 0.0), threading.TIMEOUT_MAX)
+    thread = _local.interruptible
+    if thread is None or not thread._stack:
+        return block(inbox, timeout)
+    return thread.get(inbox, timeout)

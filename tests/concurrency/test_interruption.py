@@ -1,0 +1,197 @@
+"""Synchronous code that runs an event loop of its own, and is cancelled while it does."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from ipyportal.concurrency import Call, EventLoopThread, WorkerThread, cancel_sync_after
+
+from .helpers import Gate, soon, spin
+
+LONG = 30.0
+
+
+def in_main(fn: Callable[[], Any], begun: Gate) -> None:
+    with cancel_sync_after(None) as scope:
+        canceller = threading.Thread(target=lambda: (begun.pass_through(), scope.cancel()))
+        canceller.start()
+        try:
+            fn()
+        finally:
+            canceller.join()
+
+
+def in_worker(fn: Callable[[], Any], begun: Gate) -> None:
+    with WorkerThread() as worker:
+        call = worker.submit(Call.new(fn))
+        begun.pass_through()
+        call.cancel()
+        call.result()
+
+
+everywhere = pytest.mark.parametrize("cancelled", [in_main, in_worker])
+
+
+def with_run(main: Coroutine[Any, Any, Any]) -> None:
+    asyncio.run(main)
+
+
+def with_run_until_complete(main: Coroutine[Any, Any, Any]) -> None:
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(main)
+    finally:
+        loop.close()
+
+
+def with_uvloop(main: Coroutine[Any, Any, Any]) -> None:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)
+
+
+@pytest.fixture(scope="module", params=[with_run, with_run_until_complete, with_uvloop])
+def way(request: pytest.FixtureRequest) -> Any:
+    if request.param is with_uvloop:
+        request.getfixturevalue("uvloop")
+    return request.param
+
+
+@everywhere
+def test_its_main_task_is_cancelled_and_its_clean_up_runs(
+    cancelled: Callable[..., Any], way: Callable[..., Any]
+) -> None:
+    begun = Gate()
+    cleaned = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(begun.set)
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append(True)
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(lambda: way(main()), begun)
+    assert cleaned == [True]
+
+
+@everywhere
+def test_a_task_that_spins_in_it_does_not_take_the_request_for_its_own(
+    cancelled: Callable[..., Any], way: Callable[..., Any]
+) -> None:
+    # The race: the loop does not get to the request, so the exception is raised where the loop is: in a task that is
+    # not the main one, and whose cancellation a task group takes for a task that is done.
+    begun = Gate()
+    ended: list[str] = []
+
+    async def busy() -> None:
+        begun.set()
+        try:
+            spin()
+        except asyncio.CancelledError:
+            ended.append("busy")
+            raise
+
+    async def main() -> None:
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(busy())
+                group.create_task(asyncio.sleep(LONG))
+        finally:
+            ended.append("main")
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(lambda: way(main()), begun)
+    assert ended == ["busy", "main"]
+
+
+@everywhere
+def test_a_main_task_that_spins_is_cancelled_once(cancelled: Callable[..., Any]) -> None:
+    begun = Gate()
+    cleaned = []
+
+    async def main() -> None:
+        begun.set()
+        try:
+            spin()
+        finally:
+            for _ in range(10):  # where a second request would hit
+                await asyncio.sleep(0.001)
+            cleaned.append(True)
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(lambda: asyncio.run(main()), begun)
+    assert cleaned == [True]
+
+
+@everywhere
+def test_a_loop_without_a_main_task_is_woken_and_left(cancelled: Callable[..., Any]) -> None:
+    begun = Gate()
+    left = []
+
+    def forever() -> None:
+        loop = asyncio.new_event_loop()
+        loop.call_soon(begun.set)
+        try:
+            loop.run_forever()
+        finally:
+            left.append(True)
+            loop.close()
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(forever, begun)
+    assert left == [True]
+
+
+@everywhere
+def test_code_that_cancels_a_loop_at_its_end_goes_on_or_is_cancelled_but_never_waits(
+    cancelled: Callable[..., Any], often: None
+) -> None:
+    # The race: the loop ends between the look for it and the callback, which then never runs.
+    for _ in range(30):
+        begun = Gate()
+        over = []
+
+        async def main(begun: Gate) -> None:
+            begun.set()
+            await asyncio.sleep(0)
+
+        def work(begun: Gate, over: list[bool]) -> None:
+            asyncio.run(main(begun))
+            over.append(True)
+            spin()
+
+        with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+            cancelled(lambda begun=begun, over=over: work(begun, over), begun)
+
+
+def test_the_loop_below_the_code_is_not_the_one_that_it_runs(loop_thread: EventLoopThread) -> None:
+    begun = Gate()
+
+    async def bystander() -> str:
+        await asyncio.sleep(0.1)
+        return "unharmed"
+
+    def work() -> None:
+        begun.set()
+        with cancel_sync_after(None) as scope:
+            threading.Timer(0.02, scope.cancel).start()
+            time.sleep(0.05)
+            for _ in range(10_000_000):
+                pass
+
+    other = loop_thread.submit(Call.new(bystander))
+    call = loop_thread.submit(Call.new(work))
+    with soon(), pytest.raises(concurrent.futures.CancelledError):
+        call.result()
+    assert other.result() == "unharmed"
