@@ -22,6 +22,7 @@ STATE = """
             "handlers": dict(kernel.shell_handlers),
             "the kernel's own": {name: vars(kernel).get(name) for name in ("shell_main", "dispatch_shell")},
             "the shell's own": {name: vars(shell).get(name) for name in SHELL},
+            "registry": dict(shell.magics_manager.registry),
             "magics": {(kind, name): magic for kind, magics in shell.magics_manager.magics.items()
                        for name, magic in magics.items() if not repr(magic).startswith("<unloaded")},
             "asyncio": {name: id(value) for name, value in vars(asyncio).items()},

@@ -355,14 +355,20 @@ def test_the_exception_is_the_original_object(shared: Kernel, way: str) -> None:
     assert shared.value("sys.last_value is original") is True
 
 
-def test_an_exception_group_shows_each_of_its_errors(shared: Kernel) -> None:
-    reply = shared.execute("""%%await
+BOTH_BAD = """
 async def bad(text):
     raise ValueError(text)
-async with asyncio.TaskGroup() as group:
-    group.create_task(bad("one thing"))
-    group.create_task(bad("another thing"))
-""")
+async def both():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(bad("one thing"))
+        group.create_task(bad("another thing"))
+"""
+
+
+@pytest.mark.parametrize("way", ["await both()", "run(both())", 'run(both(), on="loop")', "run(run, both())"])
+def test_an_exception_group_shows_each_of_its_errors_and_the_users_frames(shared: Kernel, way: str) -> None:
+    shared.execute(BOTH_BAD)
+    reply = shared.execute(f"%%await\n{way}")
     assert reply.error is not None
     assert reply.error.ename == "ExceptionGroup"
     shown = reply.stderr + reply.error.traceback
@@ -372,6 +378,8 @@ async with asyncio.TaskGroup() as group:
     if "+---------------- 1" in shown:
         assert "one thing" in shown
         assert "another thing" in shown
+    assert "in both" in shown
+    assert "ipyportal" not in shown
 
 
 @pytest.mark.parametrize("way", ["run(fail())", "%await fail()", "%%await\nawait fail()", "%%thread\nrun(fail())"])

@@ -74,6 +74,7 @@ def test_errors_show_the_users_lines(shared: Terminal) -> None:
     said = shared.run(cell("%%await", "z = 2", "if (:"))
     assert "SyntaxError" in said
     assert re.search(r"line 3\b|:3\b", said)
+    assert "ipyportal" not in said
     assert re.search(r"Out\[\d+\]: 1\b", shared.run("z"))
 
 

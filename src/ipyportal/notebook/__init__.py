@@ -25,6 +25,7 @@ from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.kernel import LiveKernel
 from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics, completions
 from ipyportal.notebook.timing import AwaitInMagics
+from ipyportal.notebook.tracebacks import show_users_frames
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -48,6 +49,7 @@ class Extension(sync.Host):
         self._undo: list[Callable[[], object]] = []
 
     def load(self) -> None:
+        self._undo.append(show_users_frames(self.shell))
         kernel = self.environment.kernel
         if kernel is not None:
             portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
@@ -61,6 +63,8 @@ class Extension(sync.Host):
         table = self.shell.magics_manager.magics
         names = [("line", name) for name in magics.magics["line"]] + [("cell", name) for name in CELL_MAGICS]
         self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
+        registry = self.shell.magics_manager.registry
+        self._undo.append(lambda: registry.pop(type(magics).__name__))
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)

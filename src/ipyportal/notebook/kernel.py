@@ -20,7 +20,6 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
@@ -28,6 +27,7 @@ from ipyportal.concurrency.suspension import suspendable
 from ipyportal.concurrency.waiters import ThreadInbox
 from ipyportal.notebook.attribution import attribute_output
 from ipyportal.notebook.interrupts import Interrupts
+from ipyportal.notebook.replacing import replace
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -70,17 +70,6 @@ class _Cell(CoroutineWrapper[Any]):
 
     def close(self) -> None:
         self._inner.close()
-
-
-def _end_at_users_line(traceback: TracebackType | None) -> None:
-    """Cut off the frames at the end that are ipyportal's: IPython hides such frames, but never the last one."""
-    last = None
-    while traceback is not None:
-        if not traceback.tb_frame.f_globals.get("__name__", "").startswith("ipyportal."):
-            last = traceback
-        traceback = traceback.tb_next
-    if last is not None:
-        last.tb_next = None
 
 
 class _WithParent(CoroutineWrapper[Any]):
@@ -190,7 +179,7 @@ class LiveKernel:
         def run_cell_async(*args: Any, **kwargs: Any) -> Any:
             return _Cell(original(*args, **kwargs), self._interrupts)
 
-        self._replace(shell, "run_cell_async", run_cell_async)
+        self._undo.append(replace(shell, "run_cell_async", run_cell_async))
         self._show_interrupts()
 
     def _show_interrupts(self) -> None:
@@ -206,10 +195,6 @@ class LiveKernel:
                 exc = KeyboardInterrupt().with_traceback(exc.__traceback__)
                 shown.append(exc)
                 exc_tuple = (KeyboardInterrupt, exc, exc.__traceback__)
-            if getattr(exc, "of_a_cell_body", False):
-                kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
-            if isinstance(exc, KeyboardInterrupt):
-                _end_at_users_line(exc.__traceback__)
             return show(exc_tuple, *args, **kwargs)
 
         @functools.wraps(run_code)
@@ -221,18 +206,8 @@ class LiveKernel:
                     result.error_in_exec = interrupt
             return failed
 
-        self._replace(shell, "showtraceback", showtraceback)
-        self._replace(shell, "run_code", run_code_and_convert)
-
-    def _replace(self, owner: Any, name: str, value: Any) -> None:
-        """Set an attribute of one object; undone by what was there, or by deleting it if that was the class's."""
-        own = vars(owner)
-        if name in own:
-            before = own[name]
-            self._undo.append(lambda: setattr(owner, name, before))
-        else:
-            self._undo.append(lambda: delattr(owner, name))
-        setattr(owner, name, value)
+        self._undo.append(replace(shell, "showtraceback", showtraceback))
+        self._undo.append(replace(shell, "run_code", run_code_and_convert))
 
     # --- comm messages while a cell is suspended ---------------------------------------------------------------------
 

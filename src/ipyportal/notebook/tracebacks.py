@@ -1,0 +1,79 @@
+"""What IPython shows of an exception: the user's frames.
+
+Frames of ours that lie between theirs have ``__tracebackhide__``, which IPython leaves out itself. Three things it does
+not: it never hides the last frame, it shows where a body that does not compile was given to `compile`, and it leaves
+exception groups to the standard library's `traceback`, which hides nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from ipyportal.notebook.replacing import replace
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["show_users_frames"]
+
+
+def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
+    """Have `shell` show the user's frames only, but with ``%xmode verbose``; return what undoes that."""
+    show = shell.showtraceback
+
+    @functools.wraps(show)
+    def showtraceback(exc_tuple: Any = None, *args: Any, **kwargs: Any) -> Any:
+        exc = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
+        if getattr(exc, "of_a_cell_body", False):
+            kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
+        if isinstance(exc, KeyboardInterrupt):
+            _end_at_users_line(exc.__traceback__)
+        if exc is not None and shell.InteractiveTB.mode != "Verbose":
+            _tidy_groups(exc)
+        return show(exc_tuple, *args, **kwargs)
+
+    return replace(shell, "showtraceback", showtraceback)
+
+
+def _is_ours(traceback: TracebackType) -> bool:
+    return (traceback.tb_frame.f_globals.get("__name__") or "").startswith("ipyportal.")
+
+
+def _end_at_users_line(traceback: TracebackType | None) -> None:
+    """Cut off the frames at the end that are ipyportal's."""
+    last = None
+    while traceback is not None:
+        if not _is_ours(traceback):
+            last = traceback
+        traceback = traceback.tb_next
+    if last is not None:
+        last.tb_next = None
+
+
+def _tidy_groups(exc: BaseException) -> None:
+    """Take our frames out of the tracebacks of an exception group, of what it holds and of what led to it."""
+    seen: dict[int, BaseException] = {}
+    todo: list[BaseException | None] = [exc]
+    while todo:
+        one = todo.pop()
+        if one is not None and id(one) not in seen:
+            seen[id(one)] = one
+            todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+    if any(isinstance(one, BaseExceptionGroup) for one in seen.values()):
+        for one in seen.values():
+            one.__traceback__ = _without_ours(one.__traceback__)
+
+
+def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
+    kept = []
+    while traceback is not None:
+        if not _is_ours(traceback):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    for before, after in zip(kept, [*kept[1:], None], strict=True):
+        before.tb_next = after
+    return kept[0] if kept else None
