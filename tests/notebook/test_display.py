@@ -188,7 +188,7 @@ def test_what_comes_from_the_user_is_escaped_or_survived(call: Call[Any]) -> Non
     page = Page(shown.html())
     assert page.open == []
     assert set(page.tags) <= {"div", "code", "strong", "span"}
-    assert page.attributes <= {"role", "style"}
+    assert page.attributes <= {"aria-live", "role", "style"}
     # The page's text says the same as the line of text.
     words = re.sub(r"[·:]", " ", shown.text()).split()
     assert sorted(words) == sorted(re.sub(r"[·:]", " ", page.text).split())

@@ -111,7 +111,9 @@ class CallView:
             )
         facts = "".join(f"<span> · {escape(fact)}</span>" for fact in self._facts())
         return (
-            '<div role="status" style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
+            # A screen reader is told how the call ended, and not each second how long it has run.
+            f'<div role="status" aria-live="{"polite" if call.done() else "off"}" '
+            'style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
             f"{colour}; border-radius: 3px; padding: 4px 10px; margin: 2px 0; max-width: 60em; "
             "color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, transparent); "
             'font-family: var(--jp-ui-font-family, sans-serif)">'
