@@ -44,7 +44,7 @@ class State(enum.Enum):
 
 
 _PENDING, _RUNNING = State.PENDING, State.RUNNING
-_FINISHED, _CANCELLED = State.FINISHED, State.CANCELLED
+_FINISHED, _CANCELLED, _TIMEDOUT = State.FINISHED, State.CANCELLED, State.TIMEDOUT
 
 # A weak reference: tasks that a call leaves behind keep its context, and must not keep its result.
 _current: contextvars.ContextVar[weakref.ref[Call[Any]] | None] = contextvars.ContextVar(
@@ -169,7 +169,7 @@ class Call(Generic[T]):
 
     def timedout(self) -> bool:
         """True if the call's own deadline ended it."""
-        return self._state is State.TIMEDOUT
+        return self._state is _TIMEDOUT
 
     # --- what is asked of it -------------------------------------------------------------------------------------
 
@@ -256,7 +256,7 @@ class Call(Generic[T]):
     def _begin(self, thread: InterruptibleThread | None, task: asyncio.Task[None] | None) -> bool:
         """From pending to running. False if the call was cancelled, or its deadline passed, before."""
         if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._end(State.TIMEDOUT)
+            self._end(_TIMEDOUT)
         with self._lock:
             if self._state is not _PENDING or self._ending is not None:
                 return False
@@ -356,7 +356,7 @@ class Call(Generic[T]):
         return run_rest()
 
     def _time_out(self) -> None:
-        self._end(State.TIMEDOUT)
+        self._end(_TIMEDOUT)
 
     def _fail(self, exc: BaseException) -> bool:
         """End the call with what its code raised. False if it was over."""
@@ -366,8 +366,11 @@ class Call(Generic[T]):
             while traceback is not None and traceback.tb_frame.f_code is _INVOKE_CODE:
                 traceback = traceback.tb_next
             exc.__traceback__ = traceback
-        if isinstance(exc, asyncio.CancelledError):
-            return self._finish(State.TIMEDOUT if self._ending is State.TIMEDOUT else _CANCELLED, exc)
+        if isinstance(exc, asyncio.CancelledError) or (
+            # What it waited for was ended together with it, and the wait told it first.
+            self._ending is not None and isinstance(exc, concurrent.futures.CancelledError)
+        ):
+            return self._finish(_TIMEDOUT if self._ending is _TIMEDOUT else _CANCELLED, exc)
         return self._finish(State.FAILED, exc)
 
     def _finish(self, state: State, value: Any) -> bool:
@@ -401,7 +404,7 @@ class Call(Generic[T]):
         cause = value if isinstance(value, BaseException) else None
         text = value if isinstance(value, str) else None
         exc: BaseException
-        if state is State.TIMEDOUT:
+        if state is _TIMEDOUT:
             exc = TimeoutError(text or f"{self.name} timed out after {self._timeout:g} s")
         else:
             exc = concurrent.futures.CancelledError(text or f"{self.name} was cancelled")
@@ -511,7 +514,7 @@ class Call(Generic[T]):
                     if until is not None and now >= until and not self.done():
                         raise self._not_done_after(timeout) from None
                     if self._deadline is not None and now >= self._deadline:
-                        self._end(State.TIMEDOUT)
+                        self._end(_TIMEDOUT)
         finally:
             if self._callbacks is not None:
                 self._not_when_done(inbox.put)
@@ -874,13 +877,25 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
         return  # cancelled while it was queued
     coroutine = CallCoroutine(call, running)
     task: asyncio.Task[None]
-    if _EAGER and loop.get_task_factory() is None:
-        # Its first step runs at once, and not in another turn of the loop.
-        task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)  # type: ignore[call-arg, unused-ignore]
-    else:
+    # Its first step runs at once, and not in another turn of the loop.
+    if loop.get_task_factory() is not None:
         task = loop.create_task(coroutine, context=context)
-    if not task.done():  # an eager task may be over already
+    elif sys.version_info >= (3, 12):
+        task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
+    else:
+        task = asyncio.Task(coroutine, loop=loop, context=context)
+        _run_step_now(loop, context)
+    if not task.done():  # it may be over already
         running.add(task)
 
 
-_EAGER = sys.version_info >= (3, 12)
+def _run_step_now(loop: Any, context: contextvars.Context) -> None:
+    """Run the step of a task that was made just now: what ``eager_start`` does since CPython 3.12, for 3.11.
+
+    The step waits at the end of asyncio's list of handles, if no other thread has put one there meanwhile, and if the
+    loop has such a list: uvloop has none. Nothing is lost where it is not found, or where another task is running: the
+    loop runs it in its next turn.
+    """
+    ready = getattr(loop, "_ready", None)
+    if ready and asyncio.current_task(loop) is None and getattr(ready[-1], "_context", None) is context:
+        ready.pop()._run()

@@ -349,8 +349,7 @@ class InterruptibleThread:
             with self._lock:
                 self.leave(wait)
                 self._send()  # a request that came together with the item
-        if item is None:
-            self.checkpoint()
+        self.checkpoint()  # it was cancelled: that comes before what it waited for, which is not lost
         return item
 
     def _install(self) -> None:

@@ -271,8 +271,7 @@ class EventLoopThread(_ThreadPortal):
         self._running: set[asyncio.Task[None]] = set()
         self._shutdown_calls: list[Call[Any]] = []
         self._cancel_at_end = False
-        # One empty context for all wake-ups: without, each would copy the submitter's.
-        self._context = contextvars.Context()
+        self._bell: _Bell | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -296,12 +295,8 @@ class EventLoopThread(_ThreadPortal):
         # empties the inbox, so a call appended after it looked finds the flag cleared and wakes it again.
         if not self._woken:
             self._woken = True
-            loop = self._loop
-            try:
-                if loop is not None:
-                    loop.call_soon_threadsafe(self._drain, context=self._context)
-            except RuntimeError:
-                pass  # the loop was closed meanwhile; the phase says so below
+            if (bell := self._bell) is not None:
+                bell.ring()
         if self._phase is not _Phase.RUNNING:
             # Shut down meanwhile. Either the last `_drain` has taken the call, or it is still here and nobody will.
             try:
@@ -398,6 +393,8 @@ class EventLoopThread(_ThreadPortal):
             # Also when the loop died of something: what waits here would wait for ever.
             with self._lock:
                 self._loop = None
+                if self._bell is not None:
+                    self._bell.close()
                 left, self._inbox = list(self._inbox), deque()
             for call in [*left, *self._shutdown_calls]:
                 call.cancel()
@@ -405,6 +402,7 @@ class EventLoopThread(_ThreadPortal):
 
     async def _serve(self, loop: asyncio.AbstractEventLoop, ready: concurrent.futures.Future[None]) -> None:
         self._loop = loop
+        self._bell = _Bell(loop, self._drain)
         self._ending = asyncio.Event()
         ready.set_result(None)
         await self._ending.wait()
@@ -434,6 +432,54 @@ class EventLoopThread(_ThreadPortal):
                 f"waiting here for {call!r} would never end: it runs on the loop of this very thread, "
                 f"{self._name!r}, which the wait blocks. In asynchronous code, await the call"
             )
+
+
+class _Bell:
+    """Has an event loop call a function soon, from any thread, at less cost than ``call_soon_threadsafe``.
+
+    That makes a handle and a copy of the context each time, and reads the loop's own socket until it is empty. An
+    eventfd (Linux) is read once, and its handle is made once. Elsewhere, and on loops without `add_reader`, it is
+    ``call_soon_threadsafe``.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, fn: Callable[[], object]) -> None:
+        self._loop = loop
+        self._fn = fn
+        self._context = contextvars.Context()  # one for all times
+        # Against a write to a number that is another file's meanwhile. Reentrant: a signal handler may submit.
+        self._lock = threading.RLock()
+        self._fd: int | None = None
+        if hasattr(os, "eventfd"):
+            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                self._context.run(loop.add_reader, fd, self._answer)
+                self._fd = fd
+            except NotImplementedError:
+                os.close(fd)
+
+    def ring(self) -> None:
+        with self._lock:
+            if self._fd is not None:
+                os.eventfd_write(self._fd, 1)
+                return
+        try:
+            self._loop.call_soon_threadsafe(self._fn, context=self._context)
+        except RuntimeError:
+            pass  # the loop is closed
+
+    def _answer(self) -> None:
+        assert self._fd is not None
+        os.eventfd_read(self._fd)
+        self._fn()
+
+    def close(self) -> None:
+        """After the loop's end, or before; in its thread."""
+        with self._lock:
+            fd, self._fd = self._fd, None
+        if fd is not None:
+            if not self._loop.is_closed():
+                self._loop.remove_reader(fd)
+            os.close(fd)
 
 
 class LoopPortal(Portal):
