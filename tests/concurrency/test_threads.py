@@ -769,7 +769,7 @@ from ipyportal.concurrency import deadlines, interruption, threads
 from_sync.call_in_loop_thread(lambda: 1)
 held, release = threading.Event(), threading.Event()
 with cancel_sync_after(30): pass
-locks = [threads._globals_lock, deadlines.clock._changed, interruption.interruptible_thread()._lock,
+locks = [threads._globals_lock, deadlines.clock._lock, interruption.interruptible_thread()._lock,
     get_global_loop()._lock]
 def hold():
     from contextlib import ExitStack

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.cancellation import GRACE, cancel_task
-from ipyportal.concurrency.deadlines import check_timeout, clock, report
+from ipyportal.concurrency.deadlines import Timer, check_timeout, clock, report
 from ipyportal.concurrency.interruption import Interrupt, InterruptibleThread, interruptible_thread
 from ipyportal.concurrency.primitives import as_exception
 from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
@@ -75,6 +75,7 @@ class Call(Generic[T]):
     args: tuple[Any, ...] | None
     kwargs: dict[str, Any] | None
     _state = _PENDING
+    _over = False  # whether that is final
     _value: Any = None
     _traceback: types.TracebackType | None = None
     _callbacks: list[Callable[[Any], object]] | None = None
@@ -84,6 +85,7 @@ class Call(Generic[T]):
     _interrupt = Interrupt.NONE
     _thread: InterruptibleThread | None = None
     _task: asyncio.Task[None] | None = None
+    _timer: Timer | None = None
     _portal: Portal | None = None
     _waiter: Waiter[Any] | None = None
     _future: _CallFuture[T] | None = None
@@ -132,7 +134,7 @@ class Call(Generic[T]):
         """The function's qualified name, or what it was set to."""
         if self._name is None:
             self._name = name_of(self.fn)
-        return self._name
+        return self._name.replace("<locals>.", "")
 
     @name.setter
     def name(self, name: str) -> None:
@@ -158,7 +160,7 @@ class Call(Generic[T]):
 
     def done(self) -> bool:
         """True if the call is over, however it ended."""
-        return self._state is not _PENDING and self._state is not _RUNNING
+        return self._over
 
     def running(self) -> bool:
         return self._state is _RUNNING
@@ -255,14 +257,24 @@ class Call(Generic[T]):
 
     def _begin(self, thread: InterruptibleThread | None, task: asyncio.Task[None] | None) -> bool:
         """From pending to running. False if the call was cancelled, or its deadline passed, before."""
-        if self._deadline is not None and time.monotonic() >= self._deadline:
-            self._end(_TIMEDOUT)
+        timer = None
+        if self._deadline is not None:
+            if time.monotonic() >= self._deadline:
+                self._end(_TIMEDOUT)
+            else:
+                try:
+                    timer = clock.call_at(self._deadline, self._time_out)
+                except RuntimeError as exc:  # no thread can be started for the clock
+                    self._finish(State.FAILED, exc)
         with self._lock:
             if self._state is not _PENDING or self._ending is not None:
+                if timer is not None:
+                    clock.cancel(timer)
                 return False
             self._state = _RUNNING
             self._thread = thread
             self._task = task
+            self._timer = timer
         return True
 
     def _invoke(self) -> Any:
@@ -312,9 +324,6 @@ class Call(Generic[T]):
     def _run(self, thread: InterruptibleThread) -> Coroutine[Any, Any, None] | None:
         context = self._context
         assert context is not None
-        timer = None
-        if self._deadline is not None:
-            timer = clock.call_at(self._deadline, self._time_out)
         try:
             try:
                 thread.enter(self)
@@ -338,8 +347,6 @@ class Call(Generic[T]):
                     if not self._fail(exc):
                         report(exc, f"what {self!r} left behind failed")
         finally:
-            if timer is not None:
-                timer.cancel()
             self = result = None  # type: ignore[assignment]  # as in `_invoke`
         return None
 
@@ -376,20 +383,24 @@ class Call(Generic[T]):
     def _finish(self, state: State, value: Any) -> bool:
         """To a final state, once. False if the call was over, which happens to one that was abandoned."""
         with self._lock:
-            if self._state is not _PENDING and self._state is not _RUNNING:
+            if self._over:
                 return False
             if state is not _FINISHED:
                 value = self._as_exception(state, value)
                 self._traceback = value.__traceback__
             if self._name is None:
-                self._name = name_of(self.fn)
+                fn = self.fn
+                self._name = fn.__qualname__ if type(fn) is types.FunctionType else name_of(fn)
             self._value = value
             self._state = state
+            self._over = True
             callbacks, self._callbacks = self._callbacks, None
-            future = self._future
+            timer, future = self._timer, self._future
             self.fn = self.args = self.kwargs = self._context = None
-            self._thread = self._task = self._waiter = None
+            self._thread = self._task = self._waiter = self._timer = None
         del value  # the callbacks may run for long
+        if timer is not None:
+            clock.cancel(timer)
         if future is not None:
             future._settle(self)
         if callbacks is not None:
@@ -430,7 +441,7 @@ class Call(Generic[T]):
     def _when_done(self, callback: Callable[[Call[T]], object]) -> None:
         """Like `add_done_callback`, for the engine's own callbacks, which do not raise."""
         with self._lock:
-            if not self.done():
+            if not self._over:
                 if self._callbacks is None:
                     self._callbacks = [callback]
                 else:
@@ -457,7 +468,7 @@ class Call(Generic[T]):
         """
         __tracebackhide__ = True
         try:
-            if self._state is _PENDING or self._state is _RUNNING:
+            if not self._over:
                 self._wait(timeout)
             return self._take()
         finally:
@@ -503,7 +514,7 @@ class Call(Generic[T]):
         until = None if timeout is None else time.monotonic() + timeout
         self._when_done(inbox.put)
         try:
-            while not self.done():
+            while not self._over:
                 limit = until
                 if self._deadline is not None and self._ending is None:
                     limit = self._deadline if until is None else min(self._deadline, until)
@@ -689,7 +700,6 @@ class CallCoroutine(Suspendable[None]):
     _call: Call[Any] | None
     _inner: Coroutine[Any, Any, Any] | None = None
     _task: asyncio.Task[None] | None = None
-    _timer: asyncio.TimerHandle | None = None
     _running: set[asyncio.Task[None]] | None = None
     _context: contextvars.Context | None = None  # the call's, where the task has another
     _alone = False  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
@@ -798,9 +808,6 @@ class CallCoroutine(Suspendable[None]):
         task = self._task
         if task is None:
             self._task = task = asyncio.current_task()
-        if call._deadline is not None and task is not None:
-            delay = call._deadline - time.monotonic()
-            self._timer = task.get_loop().call_later(max(0.0, delay), call._time_out)
         return task
 
     def _start(self, call: Call[Any]) -> Coroutine[Any, Any, Any] | None:
@@ -850,14 +857,12 @@ class CallCoroutine(Suspendable[None]):
                 cancel_task(self._task)
 
     def _over(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
         if self._running is not None:
             # A task that is cancelled before its first step has not been seen here before.
             task = self._task or asyncio.current_task()
             if task is not None:
                 self._running.discard(task)
-        self._call = self._inner = self._timer = self._context = self._task = None
+        self._call = self._inner = self._context = self._task = None
 
 
 def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
@@ -883,7 +888,7 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     elif sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
     else:
-        task = asyncio.Task(coroutine, loop=loop, context=context)
+        task = coroutine._task = asyncio.Task(coroutine, loop=loop, context=context)
         _run_step_now(loop, context)
     if not task.done():  # it may be over already
         running.add(task)

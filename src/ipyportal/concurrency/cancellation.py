@@ -168,7 +168,7 @@ class SyncCancelScope(CancelScope):
         with self._lock:
             self._open = False
         if self._timer is not None:
-            self._timer.cancel()
+            clock.cancel(self._timer)
         if self._task is not None and self._requested and self._task.uncancel() > self._cancelling:
             return  # somebody else cancelled the task, too
         self._settle(exc)

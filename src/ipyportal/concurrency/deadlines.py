@@ -28,6 +28,8 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     """
     if timeout is None:
         return None
+    if type(timeout) in (int, float) and 0 <= timeout < math.inf:
+        return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         try:
             if isinstance(timeout, bool):
@@ -40,48 +42,49 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     return None if math.isinf(timeout) else float(timeout)
 
 
-class Timer:
-    """A function that the clock thread will call; `cancel` may be called from any thread."""
-
-    __slots__ = ("_clock", "_fn")
-
-    def __init__(self, clock: Clock, fn: Callable[[], object]) -> None:
-        self._clock = clock
-        self._fn: Callable[[], object] | None = fn
-
-    def cancel(self) -> None:
-        if self._fn is not None:
-            self._fn = None
-            self._clock.forget()
+Timer = list[Any]
+"""A deadline: its time, a number that orders equal times, and its function, which is None if it was cancelled."""
 
 
 class Clock:
     """One thread that calls functions at their times. They are the engine's own, short, and never user code."""
 
-    _COMPACT_FROM = 256
+    _FEW = 512  # timers that are not worth a look for those that were cancelled
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        # Reentrant, because a signal handler on the thread that holds it may cancel a call, and so a timer.
-        self._changed = threading.Condition(threading.RLock())
-        self._heap: list[tuple[float, int, Timer]] = []
+        # Reentrant, because a signal handler on the thread that holds it may set a deadline.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._heap: list[Timer] = []
+        self._most = self._FEW
         self._order = itertools.count()
-        self._dead = 0
         self._thread: threading.Thread | None = None
 
     def call_at(self, when: float, fn: Callable[[], object]) -> Timer:
-        timer = Timer(self, fn)
-        with self._changed:
-            heapq.heappush(self._heap, (when, next(self._order), timer))
+        """Call `fn` at the time `when` of `time.monotonic()`, in seconds. From any thread."""
+        timer: Timer = [when, next(self._order), fn]
+        with self._lock:
+            heap = self._heap
+            if len(heap) > self._most:
+                self._heap = heap = [timer for timer in heap if timer[2] is not None]
+                heapq.heapify(heap)
+                self._most = max(self._FEW, 2 * len(heap))
+            heapq.heappush(heap, timer)
             if self._thread is None:
                 thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
                 thread.start()
                 self._thread = thread
-            elif self._heap[0][2] is timer:  # only an earliest deadline needs to wake the clock
+            elif heap[0] is timer:  # only an earliest deadline needs to wake the clock
                 self._changed.notify()
         return timer
+
+    @staticmethod
+    def cancel(timer: Timer) -> None:
+        """Have the function not called, and drop it. From any thread. The rest stays in the heap for a while."""
+        timer[2] = None
 
     def remind(self, delay: float, fn: Callable[[], object]) -> None:
         """Call `fn` in `delay` seconds; not if the interpreter is ending, where no thread can be started any more."""
@@ -90,18 +93,9 @@ class Clock:
         except RuntimeError:
             pass
 
-    def forget(self) -> None:
-        """A timer was cancelled. Cancelled timers stay until half of the heap is made of them."""
-        with self._changed:
-            self._dead += 1
-            if self._dead > self._COMPACT_FROM and self._dead * 2 > len(self._heap):
-                self._heap = [entry for entry in self._heap if entry[2]._fn is not None]
-                heapq.heapify(self._heap)
-                self._dead = 0
-
     def _main(self) -> None:
         while (timer := self._next()) is not None:
-            fn, timer._fn = timer._fn, None
+            fn, timer[2] = timer[2], None
             if fn is not None:
                 try:
                     fn()
@@ -110,30 +104,29 @@ class Clock:
             del fn, timer
 
     def _next(self) -> Timer | None:
-        with self._changed:
+        with self._lock:
             # Not a flag: after a stop another thread may be the clock before this one has looked.
             while self._thread is threading.current_thread():
                 if not self._heap:
                     self._changed.wait()
                     continue
-                when, _, timer = self._heap[0]
-                delay = when - time.monotonic()
-                if timer._fn is None:
-                    self._dead -= 1
-                elif delay > 0:
+                # One that was cancelled stays until its time: with it gone, the next to be set would be the earliest
+                # again, and wake this thread again.
+                timer = self._heap[0]
+                delay = timer[0] - time.monotonic()
+                if delay > 0:
                     self._changed.wait(min(delay, threading.TIMEOUT_MAX))
                     continue
                 heapq.heappop(self._heap)
-                if timer._fn is not None:
+                if timer[2] is not None:
                     return timer
             return None
 
     def stop(self) -> None:
         """End the thread and drop all deadlines. The next one starts it anew."""
-        with self._changed:
+        with self._lock:
             thread, self._thread = self._thread, None
             self._heap.clear()
-            self._dead = 0
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()

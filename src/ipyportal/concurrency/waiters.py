@@ -33,18 +33,19 @@ class Waiter(Portal, Generic[T]):
     the call is cancelled or times out, what was sent back until then is cancelled, too, also while it runs.
     """
 
+    _done_callbacks: tuple[Call[Any], ...] = ()
+    _closed = False
+
     def __init__(self, call: Call[T]) -> None:
         self._call = call
         self._thread = threading.current_thread()
-        # Reentrant: a signal handler on this thread may cancel the call, and so ask for the lock.
-        self._lock = threading.RLock()
         self._todo: deque[Call[Any]] = deque()
-        self._sent_back: set[Call[Any]] = set()
-        self._clean_up: set[Call[Any]] = set()  # what was sent back after the call had been asked to end
-        self._done_callbacks: list[Call[Any]] = []
-        self._closed = False
-        with call._lock:
-            if not call.done():
+        # What was sent back and is not over; and whether that was after the call had been asked to end, as a clean-up.
+        self._sent_back: dict[Call[Any], bool] = {}
+        # The call's own: nothing that is done with it here takes another, or calls what does.
+        self._lock = call._lock
+        with self._lock:
+            if not call._over:
                 call._waiter = self
 
     @property
@@ -71,13 +72,14 @@ class Waiter(Portal, Generic[T]):
             if self._closed:
                 raise RuntimeError(f"{call.name} cannot be sent back: nobody waits for {self._call.name} any more")
             self._adopt(call)
-            self._sent_back.add(call)
+            self._sent_back[call] = self._call._ending is not None
             self._todo.append(call)
-            if self._call._ending is not None:
-                self._clean_up.add(call)
-        call._when_done(self._sent_back.discard)
+        call._when_done(self._is_over)
         self._wake()
         return call
+
+    def _is_over(self, call: Call[Any]) -> None:
+        self._sent_back.pop(call, None)
 
     def add_done_callback(self, call: Call[Any]) -> Call[Any]:
         """Have `call` run in the thread that waits when the wait is over, however it ended. From any thread.
@@ -91,7 +93,7 @@ class Waiter(Portal, Generic[T]):
             if self._closed:
                 raise RuntimeError(f"{self._call!r} is not waited for any more")
             self._adopt(call)
-            self._done_callbacks.append(call)
+            self._done_callbacks += (call,)
         return call
 
     def _check_wait(self, call: Call[Any]) -> None:
@@ -115,16 +117,14 @@ class Waiter(Portal, Generic[T]):
     def _next(self) -> Call[Any]:
         """The next call to run; a cancelled one, if it was sent back before the awaited call was asked to end."""
         call = self._todo.popleft()
-        if call in self._clean_up:
-            self._clean_up.discard(call)
-        elif self._call._ending is not None:
+        if self._call._ending is not None and not self._sent_back.get(call):
             # Who cancels the awaited call is about to cancel this one, too, and may not have come to it yet.
             call.cancel()
         return call
 
     def _ended(self) -> None:
         """The call is over. If not by itself, what it sent back is not wanted any more."""
-        if self._call.state in (State.CANCELLED, State.TIMEDOUT):
+        if self._call.cancelled() or self._call.timedout():
             self._cancel_sent_back()
 
     def _close_if_idle(self) -> bool:
@@ -243,15 +243,16 @@ class SyncWaiter(Waiter[T]):
             RuntimeError: The wait could never end, because this thread is the one that must run the call.
         """
         call = self._call
-        call._check_wait()
+        if submit is None:
+            call._check_wait()
         call._when_done(self._inbox.put)
         thread = interruptible_thread()
         mark: Wait | None = None
-        if thread.depth:  # else nothing runs here that could be asked to end
+        if thread._stack:  # else nothing runs here that could be asked to end
             mark = Wait(call.cancel)
             thread.enter(mark)
         blocked: list[SyncWaiter[Any]] | None = None
-        if self._thread in _inboxes:
+        if _inboxes and self._thread in _inboxes:
             blocked = _blocked.setdefault(self._thread, [])
             blocked.append(self)
         try:
@@ -274,8 +275,9 @@ class SyncWaiter(Waiter[T]):
                     del _blocked[self._thread]
             if mark is not None:
                 thread.leave(mark)
-            with self._lock:
-                self._closed = True
+            if not self._closed:
+                with self._lock:
+                    self._closed = True
             for callback in self._done_callbacks:
                 self._run(callback)
                 self._report(callback)
@@ -286,14 +288,9 @@ class SyncWaiter(Waiter[T]):
     def _serve(self) -> None:
         call, inbox = self._call, self._inbox
         while True:
-            shared = _inboxes.get(self._thread)
-            while shared is not None and shared._todo:
-                lent = shared._todo.popleft()
-                rest = lent._run_submitted()
-                if rest is not None:
-                    shared._continue(rest)
-                del lent, rest
-            if call.done():
+            if _inboxes:
+                self._serve_inbox()
+            if call._over and self._sent_back:
                 self._ended()
             while self._todo:
                 sent_back = self._next()
@@ -302,7 +299,7 @@ class SyncWaiter(Waiter[T]):
                     # The stop key was meant for all of it, whether or not the call looks at what it sent back.
                     raise KeyboardInterrupt
                 del sent_back
-            if call.done():
+            if call._over:
                 if self._close_if_idle():
                     return
                 continue
@@ -314,6 +311,15 @@ class SyncWaiter(Waiter[T]):
                 interruption.block(inbox, timeout)
             except queue.Empty:
                 call._time_out()
+
+    def _serve_inbox(self) -> None:
+        shared = _inboxes.get(self._thread)
+        while shared is not None and shared._todo:
+            lent = shared._todo.popleft()
+            rest = lent._run_submitted()
+            if rest is not None:
+                shared._continue(rest)
+            del lent, rest
 
     def _run(self, call: Call[Any]) -> None:
         rest = call._run_submitted()
