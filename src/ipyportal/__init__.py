@@ -28,7 +28,10 @@ from ipyportal.concurrency import (
     get_global_loop,
     shield,
 )
+from ipyportal.many import map as map  # not in __all__: `import *` must not replace the builtin one
+from ipyportal.streams import enter, iterate
 from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
+from ipyportal.twins import syncify
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -40,13 +43,16 @@ __all__ = [
     "Route",
     "WorkerThread",
     "__version__",
+    "enter",
     "get_global_loop",
     "get_route",
+    "iterate",
     "on_kernel_thread",
     "run",
     "set_route",
     "shield",
     "submit",
+    "syncify",
 ]
 
 
