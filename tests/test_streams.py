@@ -232,20 +232,23 @@ def test_any_async_iterable_can_be_iterated() -> None:
     assert list(iterate(opened)) == [2, 1, 0]
 
 
-def test_close_from_another_thread_cancels_the_item_that_is_in_flight() -> None:
-    # The step in flight never ends by itself: a close that queued up behind it would wait for ever.
-    source = Watched(hang_at=1)
-    iteration = iterate(source)
+@pytest.mark.parametrize("times", [10, pytest.param(200, marks=pytest.mark.storm)])
+def test_close_from_another_thread_cancels_the_item_that_is_in_flight(often: None, times: int) -> None:  # noqa: F811
+    # The step in flight never ends by itself: a close that queued up behind it would wait for ever. And the thread that
+    # is told of its end may end it all before the one that closes has come to that.
+    for _ in range(times):
+        source = Watched(hang_at=1)
+        iteration = iterate(source)
 
-    def close() -> None:
-        source.hanging.pass_through()
-        iteration.close()
+        def close(source: Watched = source, iteration: Any = iteration) -> None:
+            source.hanging.pass_through()
+            iteration.close()
 
-    closing = submit(close, on="thread")
-    with pytest.raises(BaseException, match="cancelled"):
-        list(iteration)
-    closing.result()
-    assert source.closed.is_set()
+        closing = submit(close, on="thread")
+        with pytest.raises(BaseException, match="cancelled"):
+            list(iteration)
+        closing.result()
+        assert source.closed.is_set()
 
 
 def test_an_iteration_dropped_by_another_thread_is_closed_where_it_ran() -> None:

@@ -21,7 +21,7 @@ from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.deadlines import clock, report
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import Suspendable, suspendable_here
-from ipyportal.concurrency.tasks import TaskPortal
+from ipyportal.concurrency.tasks import TaskEnded, TaskPortal
 from ipyportal.concurrency.threads import LoopPortal
 from ipyportal.sync import HERE, Route, _submitter, get_route, run
 
@@ -115,6 +115,8 @@ class Steps:
             step.cancel()
         try:
             self.run(self._clean_up)
+        except TaskEnded:
+            pass  # it cleans up by itself: another thread has ended it, or its thread was shut down
         finally:
             self.end()
 

@@ -17,9 +17,13 @@ from ipyportal.concurrency.interruption import Interrupt
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.threads import EventLoopThread
 
-__all__ = ["TaskPortal"]
+__all__ = ["TaskEnded", "TaskPortal"]
 
 T = TypeVar("T")
+
+
+class TaskEnded(RuntimeError):
+    """A call was submitted to a `TaskPortal` that is over, or is about to be."""
 
 
 class TaskPortal(Portal):
@@ -86,7 +90,7 @@ class TaskPortal(Portal):
     def submit(self, call: Call[T]) -> Call[T]:
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"{self._name} is over, and takes no more calls")
+                raise TaskEnded(f"{self._name} is over, and takes no more calls")
             self._adopt(call)
             self._put(call)
         return call
