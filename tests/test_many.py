@@ -594,6 +594,26 @@ def test_a_star_import_leaves_the_builtin_map_alone() -> None:
     assert ipyportal.map is many.map
 
 
+def test_a_thread_that_is_shut_down_under_a_map_ends_it() -> None:
+    begun = Gate()
+
+    def work(_: int) -> None:
+        begun.set()
+        run(asyncio.sleep(3600))
+
+    worker = WorkerThread()
+
+    def shut_down() -> None:
+        begun.pass_through()
+        worker.shutdown(cancel=True)
+
+    shutting = submit(shut_down, on="thread")
+    for exceptions in (False, True):
+        with soon(), pytest.raises((concurrent.futures.CancelledError, RuntimeError)):
+            map(work, range(3), on=worker, return_exceptions=exceptions)
+    shutting.result()
+
+
 def test_leftover_runners_do_not_keep_the_loop_busy() -> None:
     map(double, range(10))
     run(double(1))

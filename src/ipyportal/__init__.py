@@ -12,6 +12,9 @@ same call works in a script, in pytest, in terminal IPython::
     call = submit(fetch(url))        # starts it, and returns its Call at once
     call.result()
 
+`iterate` is ``async for`` and `enter` is ``async with``, in the same sense; `syncify` makes the synchronous twin of a
+function or a class; `map` calls a function of many items at once.
+
 Under it lies `ipyportal.concurrency`, an engine that knows nothing of IPython.
 """
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.api import await_for
-from ipyportal.concurrency.calls import Call, _as_coroutine, name_of
+from ipyportal.concurrency.calls import Call, _as_coroutine, current_call, name_of
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import suspendable
@@ -134,6 +134,7 @@ class _Pool:
         """Cancel what is in flight, and wait for its clean-up."""
         self.closed = True
         self._todo.clear()
+        self._wake_threads(len(self._idle_threads))
         for task in self._tasks:
             task.cancel()
         cancelled: asyncio.CancelledError | None = None
@@ -205,6 +206,8 @@ class _Pool:
 
     def _run_in_thread(self) -> None:
         inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
+        runner = current_call()
+        assert runner is not None
         while not self.closed:
             try:
                 number, item = self._todo.popleft()
@@ -217,6 +220,8 @@ class _Pool:
                 if self._closing():
                     return
                 self._fail(number, item, exc)
+                if runner._ending is not None:
+                    return  # its thread is being shut down; it is told so once
             del item
 
     def _wait_in_thread(self, inbox: queue.SimpleQueue[None]) -> None:
@@ -238,7 +243,7 @@ class _Pool:
         return self.closed
 
     def _fail(self, number: int | None, item: tuple[Any, ...], exc: BaseException) -> None:
-        if self._return_exceptions and isinstance(exc, (Exception, asyncio.CancelledError)):
+        if number is not None and self._return_exceptions and isinstance(exc, (Exception, asyncio.CancelledError)):
             self._record(_Outcome(number, None, exc))
         else:
             self._todo.clear()  # the caller will end it all
@@ -282,8 +287,7 @@ class Results(Stream[T]):
         _check_function(fn)
         limit = None if limit is None else _check_limit(limit)
         items = _zip(iterables)
-        on, threads, usual = _place(fn, on)
-        limit = usual if limit is None or usual == 1 else limit
+        on, threads, limit = _place(fn, on, limit)
         self._name = name_of(fn)
         self._items = items
         self._timeout = timeout
@@ -433,19 +437,18 @@ def _check_limit(limit: Any) -> float:
 
 
 def _place(
-    fn: Callable[..., Any], on: Route | None
+    fn: Callable[..., Any], on: Route | None, limit: float | None
 ) -> tuple[Route | None, Callable[[Call[Any]], object] | None, float]:
-    """Where the pool is, where the threads of its runners come from, and the usual limit."""
+    """Where the pool is, where the threads of its runners come from, and how many items are in flight."""
     route = get_route() if on is None else on
-    if inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__):
-        return on, None, TASKS
-    pool_on: Route | None = None if get_route() is None else "loop"
-    if route is None or route == "thread":
-        return pool_on, submit_to_new_thread, THREADS
-    if isinstance(route, WorkerThread):
-        route._check_wait(Call(fn))
-        return pool_on, route.submit, 1
-    return on, None, TASKS
+    if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)):
+        pool_on: Route | None = None if get_route() is None else "loop"
+        if route is None or route == "thread":
+            return pool_on, submit_to_new_thread, THREADS if limit is None else limit
+        if isinstance(route, WorkerThread):
+            route._check_wait(Call(fn))
+            return pool_on, route.submit, 1
+    return on, None, TASKS if limit is None else limit
 
 
 def _make_bar(iterables: tuple[Any, ...]) -> Any:
