@@ -313,7 +313,7 @@ def test_a_failure_in_a_thread_cancels_the_others() -> None:
         if n == 2:
             raise ValueError
         try:
-            run(asyncio.sleep(3600))
+            run(asyncio.sleep, 3600)
         finally:
             ended.append(n)
 
@@ -599,7 +599,7 @@ def test_a_thread_that_is_shut_down_under_a_map_ends_it() -> None:
 
     def work(_: int) -> None:
         begun.set()
-        run(asyncio.sleep(3600))
+        run(asyncio.sleep, 3600)
 
     worker = WorkerThread()
 
