@@ -20,7 +20,7 @@ from ipyportal import EventLoopThread, WorkerThread, iterate, many, map, run, se
 from ipyportal.concurrency import get_global_loop, shield
 
 from .concurrency.conftest import often  # noqa: F401 - a fixture
-from .concurrency.helpers import Gate, blocked_in_a_wait, press_stop, soon, until
+from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, soon, until
 from .test_streams import PLACES, in_a_call, in_main
 
 every_place = pytest.mark.parametrize("place", PLACES)
@@ -394,8 +394,8 @@ def test_ctrl_c_cancels_what_is_in_flight_and_keeps_what_is_finished() -> None:
 
     def stop() -> None:
         crowd.wait_until(lambda: crowd.begun == 10)
-        until(lambda: len(crowd.cleaned_up) == 7 and blocked_in_a_wait(threading.main_thread()))
-        press_stop()
+        until(lambda: len(crowd.cleaned_up) == 7)
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -449,7 +449,7 @@ def test_ctrl_c_ends_threads_too() -> None:
 
     def stop() -> None:
         begun.wait()
-        press_stop()
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()

@@ -20,7 +20,7 @@ from ipyportal import EventLoopThread, WorkerThread, enter, get_global_loop, ite
 from ipyportal.concurrency import Call, can_suspend, from_async
 
 from .concurrency.conftest import often, reported  # noqa: F401 - fixtures
-from .concurrency.helpers import Gate, press_stop, python, until
+from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, python, until
 from .web import web
 
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
@@ -311,7 +311,7 @@ def test_ctrl_c_while_an_item_is_in_flight_cleans_up(times: int) -> None:
 
         def stop(source: Watched = source) -> None:
             source.hanging.pass_through()
-            press_stop()
+            press_stop_in_a_wait()
 
         thread = threading.Thread(target=stop)
         thread.start()
@@ -356,7 +356,7 @@ def test_ctrl_c_while_a_break_closes_comes_when_it_has_closed() -> None:
 
     def stop() -> None:
         closing.pass_through()
-        press_stop()
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -613,7 +613,7 @@ def test_ctrl_c_in_the_body_reaches_the_manager() -> None:
 
     def stop() -> None:
         waiting.pass_through()
-        press_stop()
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()
@@ -628,7 +628,7 @@ def test_ctrl_c_while_it_is_entered_leaves_nothing() -> None:
 
     def stop() -> None:
         manager.entering.pass_through()
-        press_stop()
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()

@@ -21,7 +21,7 @@ import pytest
 
 from ipyportal import EventLoopThread, enter, iterate, map, run, syncify
 
-from .concurrency.helpers import Gate, press_stop
+from .concurrency.helpers import Gate, press_stop_in_a_wait
 from .test_streams import PLACES
 from .web import web
 
@@ -139,7 +139,7 @@ def test_ctrl_c_cancels_what_a_twin_waits_for() -> None:
 
     def stop() -> None:
         waiting.pass_through()
-        press_stop()
+        press_stop_in_a_wait()
 
     thread = threading.Thread(target=stop)
     thread.start()
