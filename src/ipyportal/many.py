@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sized
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
+from ipyportal import sync
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.api import await_for
 from ipyportal.concurrency.calls import Call, _as_coroutine, current_call, name_of
@@ -377,6 +378,10 @@ class Results(Stream[T]):
         if outcome.number is not None:
             arguments = ", ".join(reprlib.repr(argument) for argument in outcome.item)
             error.add_note(f"ipyportal: item {outcome.number} of map: {self._name}({arguments})")
+        if isinstance(error, KeyboardInterrupt):
+            # The stop button hit an item's code on the kernel's thread. The cell, which was suspended, has been asked
+            # to end, too: that is done by this, and must not cancel what comes after it.
+            sync.host.interrupted()
         if isinstance(error, asyncio.CancelledError):
             # As from `run`: it is not the caller that was cancelled.
             raise concurrent.futures.CancelledError(f"item {outcome.number} of map was cancelled") from error

@@ -235,6 +235,7 @@ INTERRUPTED = {
     "map on the loop thread": "many(work, [60] * 5, on='loop')",
     "map in threads": "many(lambda _: blocks(), range(3))",
     "map over an endless input": "many(work, itertools.repeat(0), limit=5)",
+    "an item that blocks the kernel": "async def blocking(n): time.sleep(60)\nmany(blocking, range(3))",
     "unordered": "for _ in many.unordered(work, itertools.repeat(0.001), limit=5): pass",
     "unordered on the loop thread": "for _ in many.unordered(work, itertools.repeat(0), limit=5, on='loop'): pass",
     "the input of a map": "def slow():\n    yield 60\n    time.sleep(60)\nmany(work, slow())",
