@@ -12,6 +12,9 @@ same call works in a script, in pytest, in terminal IPython::
     call = submit(fetch(url))        # starts it, and returns its Call at once
     call.result()
 
+`iterate` is ``async for`` and `enter` is ``async with``, in the same sense; `syncify` makes the synchronous twin of a
+function or a class; `map` calls a function of many items at once.
+
 Under it lies `ipyportal.concurrency`, an engine that knows nothing of IPython.
 """
 
@@ -28,7 +31,10 @@ from ipyportal.concurrency import (
     get_global_loop,
     shield,
 )
+from ipyportal.many import map as map  # not in __all__: `import *` must not replace the builtin one
+from ipyportal.streams import enter, iterate
 from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
+from ipyportal.twins import syncify
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -40,13 +46,16 @@ __all__ = [
     "Route",
     "WorkerThread",
     "__version__",
+    "enter",
     "get_global_loop",
     "get_route",
+    "iterate",
     "on_kernel_thread",
     "run",
     "set_route",
     "shield",
     "submit",
+    "syncify",
 ]
 
 

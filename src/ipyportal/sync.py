@@ -23,7 +23,7 @@ from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
-__all__ = ["Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
+__all__ = ["HERE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
 
 T = TypeVar("T")
 
@@ -73,6 +73,16 @@ class Host:
         """Raise the KeyboardInterrupt that came while it could not be raised."""
 
 
+class _Here(Portal):
+    """As ``on=``: this thread's own loop, in the very task of the caller, which can be suspended."""
+
+    name = "the caller's own task"
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        raise RuntimeError("what is submitted cannot run in the task of the caller, which goes on")
+
+
+HERE = _Here()
 host = Host()
 _route: Route | None = None
 _warned = False
@@ -162,7 +172,8 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
             on = _route
         if asyncio.isfuture(work) and on is None:
             return _run_future(work, timeout, here)
-        if here and (on is None or (on == "kernel" and _on_kernel_thread())) and not isinstance(work, Call):
+        at_home = on is None or on is HERE or (on == "kernel" and _on_kernel_thread())
+        if here and at_home and not isinstance(work, Call):
             return _run_here(work, args, kwargs, timeout)
         if on == "kernel" and not here and _on_kernel_thread() and not inspect.isawaitable(work):
             work, args, kwargs = _call_here(work, args, kwargs, timeout), (), {}

@@ -74,3 +74,13 @@ def press_stop() -> None:
     """Send this process what Ctrl-C and the stop button send, from a thread that is not the main one."""
     assert threading.current_thread() is not threading.main_thread()
     os.kill(os.getpid(), signal.SIGINT)
+
+
+def press_stop_in_a_wait() -> None:
+    """`press_stop` when the main thread is in the engine's wait, and not about to block.
+
+    Python's handler runs between two bytecodes: a signal that comes after the last of them does not end the wait.
+    """
+    until(lambda: blocked_in_a_wait(threading.main_thread()))
+    time.sleep(0.02)
+    press_stop()

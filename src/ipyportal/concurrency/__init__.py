@@ -31,7 +31,7 @@ Everything can be cancelled, from any thread: a call, with all that it sent back
 (`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits inside a task can be
 *suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
 
-The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `waiters`, `cancellation`,
+The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `tasks`, `waiters`, `cancellation`,
 `interruption`, `deadlines`, `suspension`, `api`.
 """
 

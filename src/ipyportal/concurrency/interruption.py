@@ -31,6 +31,7 @@ from typing import Any, Protocol, TypeVar
 from ipyportal.concurrency.deadlines import clock
 
 __all__ = [
+    "AtWaits",
     "Cancelled",
     "Interrupt",
     "Interruptible",
@@ -93,6 +94,15 @@ class Interruptible(Protocol):
     _interrupt: Interrupt
 
 
+class AtWaits:
+    """A mixin: requests for this part are noticed in the engine's own waits alone, and never between two bytecodes.
+
+    It may be left in any order, and never if it was entered by hand.
+    """
+
+    __slots__ = ()
+
+
 class Shield:
     """Stands on a thread's stack where requests for what lies below it are held back."""
 
@@ -136,7 +146,7 @@ class InterruptibleThread:
         self._handler: Any = _NOT_INSTALLED
 
     def enter(self, target: Interruptible) -> None:
-        if self._signals and self._handler is _NOT_INSTALLED and not isinstance(target, Shield):
+        if self._signals and self._handler is _NOT_INSTALLED and not isinstance(target, (Shield, AtWaits)):
             self._install()
         with self._lock:
             self._stack.append(target)
@@ -150,7 +160,9 @@ class InterruptibleThread:
         while True:
             try:
                 with self._lock:
-                    if target in self._stack:
+                    if isinstance(target, AtWaits) and target in self._stack:
+                        self._stack.remove(target)
+                    elif target in self._stack:
                         del self._stack[self._stack.index(target) :]
                     if target._interrupt is Interrupt.SENT and not self._signals:
                         _set_async_exception(self._ident, None)
@@ -217,7 +229,8 @@ class InterruptibleThread:
                 innermost = target
             elif target._interrupt is Interrupt.REQUESTED:
                 if innermost is None:
-                    target._interrupt = Interrupt.SENT
+                    if not isinstance(target, AtWaits):
+                        target._interrupt = Interrupt.SENT
                 elif isinstance(innermost, Wait):
                     innermost.wake()
         sent = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]

@@ -36,7 +36,14 @@ from ipyportal.sync import Host
 __all__ = ["Interrupts"]
 
 # Frames of these modules may be between two states that must not be torn apart.
-_DELICATE = ("ipyportal.concurrency.suspension", "ipyportal.sync", "ipyportal.notebook.")
+_DELICATE = (
+    "ipyportal.concurrency.suspension",
+    "ipyportal.many",
+    "ipyportal.notebook.",
+    "ipyportal.steps",
+    "ipyportal.streams",
+    "ipyportal.sync",
+)
 
 
 class _Watch:
