@@ -28,6 +28,7 @@ from ipyportal.concurrency import (
     get_global_loop,
     shield,
 )
+from ipyportal.patching import patch_asyncio
 from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ __all__ = [
     "get_global_loop",
     "get_route",
     "on_kernel_thread",
+    "patch_asyncio",
     "run",
     "set_route",
     "shield",
