@@ -24,7 +24,6 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ipyportal import sync
 from ipyportal.concurrency import turns
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
@@ -153,7 +152,7 @@ _replaced: list[_Replaced] = []
 
 _NOTE = (
     "ipyportal: asyncio is patched, but this caller cannot be suspended: {why}. In asynchronous code type `await`; "
-    "or %%thread above a cell, or run(fn, on=\"thread\"), runs the code where no loop runs"
+    'or %%thread above a cell, or run(fn, on="thread"), runs the code where no loop runs'
 )
 
 
@@ -176,7 +175,11 @@ def _why_not() -> str:
         return "it is a callback of the loop, and no task"
     if not isinstance(loop, asyncio.BaseEventLoop):
         return f"it is in a task of {_name(loop)}, which is not asyncio's own kind of loop"
-    return sync.host.advice()
+    if any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
+        return (
+            "the patch came on in this very turn of the loop, and works from the next one on (await asyncio.sleep(0))"
+        )
+    return f"it is in a task, and the turns of {_name(loop)} are not patched"
 
 
 def _name(loop: Any) -> str:

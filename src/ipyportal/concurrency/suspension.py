@@ -42,9 +42,11 @@ try:
     import greenlet
 except ImportError:  # a platform without it
     greenlet = None
+    Greenlet: Any = None
+    GreenletExit: Any = None
     _getcurrent: Callable[[], Any] = object
 else:
-    _getcurrent = greenlet.getcurrent
+    Greenlet, GreenletExit, _getcurrent = greenlet.greenlet, greenlet.GreenletExit, greenlet.getcurrent
 
 __all__ = [
     "OVER",

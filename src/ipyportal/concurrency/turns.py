@@ -14,9 +14,10 @@ asyncio's C tasks and futures stay what they are. But for asyncio the task runs 
 by hand: it is not the current task meanwhile; who cancels it is looked for after each turn; and the cancel, which
 asyncio would raise once more at the task's next ``await``, is taken off there (`_Stepped`).
 
-What is private of asyncio is touched in this module alone. It was the same in CPython 3.11, 3.12 and 3.13:
-``BaseEventLoop._run_once``, called by ``run_forever`` for each turn; in it, that the handles of one turn are popped from
-``_ready``, a deque, by their number when the turn began; ``BaseEventLoop._stopping``; and ``Task._must_cancel``.
+What is private of asyncio is touched in this module alone. It is the same in CPython 3.11, 3.12 and 3.13:
+``BaseEventLoop._run_once``, called by ``run_forever`` for each turn; in it, that the handles of one turn are popped
+from ``_ready``, a deque, by their number when the turn began; ``_stopping``, ``_task_factory`` and ``_debug`` of the loop;
+``Task._must_cancel``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import asyncio.tasks
 import contextvars
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from types import CoroutineType
 from typing import Any, TypeVar
 
@@ -130,7 +131,7 @@ class Turns:
     def switch(self, answers: list[Any]) -> Any:
         """What a worker calls when its turns have ended. It is idle then, and whoever switched to it goes on."""
         if not self._back:
-            raise suspension.greenlet.GreenletExit  # its loop was thrown away while code in it was suspended
+            raise suspension.GreenletExit  # its loop was thrown away while code in it was suspended
         return self._leave(self._back.pop().switch, (_Ended(suspension._getcurrent(), answers.pop()),), _is_work)
 
     def _leave(self, go: Callable[..., Any], what: tuple[Any, ...], is_ours: Callable[[Any], bool]) -> Any:
@@ -143,7 +144,7 @@ class Turns:
         while True:
             try:
                 came = go(*what)
-            except suspension.greenlet.GreenletExit:
+            except suspension.GreenletExit:
                 raise
             except BaseException as exc:  # noqa: BLE001 - passed on
                 go, what = self._stepping().throw, (exc,)
@@ -191,9 +192,7 @@ class Turns:
             raise interrupt
         return result
 
-    def _suspend(
-        self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], awaited: asyncio.Task[Any]
-    ) -> None:
+    def _suspend(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], awaited: asyncio.Task[Any]) -> None:
         thread, local, turn = interruptible_thread(), suspension._local, self.turn
         assert turn is not None
         try:
@@ -254,7 +253,7 @@ def _is_resumed(came: Any) -> bool:
 
 def _is_work(came: Any) -> bool:
     """Whether an idle greenlet was given its next step."""
-    return type(came) is tuple and len(came) == 3 and isinstance(came[2], (Turns, suspension.greenlet.greenlet))
+    return type(came) is tuple and len(came) == 3 and isinstance(came[2], (Turns, suspension.Greenlet))
 
 
 def _pad(loop: Any, count: int) -> None:
@@ -292,12 +291,9 @@ class _Steps(CoroutineWrapper[T]):
 class _Stepped(_Steps[T]):
     """What a task runs: its coroutine, and takes off the cancel that synchronous code in it has been told already."""
 
-    __slots__ = ("_held", "_inner", "_requests")
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-        self._requests = -1  # how many had been made when the code was told
-        self._held: Any = None
+    # Defaults of the class: one is made for each task.
+    _requests = -1  # how many cancels had been asked for when the code was told
+    _held: Any = None
 
     def take_cancel_off(self, requests: int) -> None:
         self._requests = requests
@@ -305,23 +301,48 @@ class _Stepped(_Steps[T]):
     def send(self, value: Any) -> Any:
         if self._held is not None:
             return self._go_on()
-        yielded = self._inner.send(value)
+        try:
+            yielded = self._inner.send(value)
+        except StopIteration as stop:
+            if self._requests < 0:
+                raise
+            return self._hold_end(stop)
         return yielded if self._requests < 0 else self._hold(yielded)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         if self._held is not None:
             return self._go_on()
-        yielded = self._inner.throw(as_exception(typ, val, tb))
+        try:
+            yielded = self._inner.throw(as_exception(typ, val, tb))
+        except StopIteration as stop:
+            if self._requests < 0:
+                raise
+            return self._hold_end(stop)
         return yielded if self._requests < 0 else self._hold(yielded)
 
     def _hold(self, yielded: Any) -> Any:
-        """Wait for a future of ours first, if asyncio is about to cancel whatever this step waits for."""
-        if not getattr(asyncio.current_task(), "_must_cancel", False):
-            self._requests = -1
+        """If asyncio is about to cancel whatever this step waits for, wait for a future of ours first."""
+        if not self._cancel_is_due():
             return yielded
         if yielded is not None:
             yielded._asyncio_future_blocking = False
-        self._held = suspension._Rest(self._inner, yielded)
+        return self._first(suspension._Rest(self._inner, yielded))
+
+    def _hold_end(self, stop: StopIteration) -> Any:
+        """If asyncio is about to have the task end as cancelled, though its coroutine has ended, wait likewise."""
+        if not self._cancel_is_due():
+            raise stop
+
+        return self._first(_rest(stop.value))
+
+    def _cancel_is_due(self) -> bool:
+        if getattr(asyncio.current_task(), "_must_cancel", False):
+            return True
+        self._requests = -1
+        return False
+
+    def _first(self, rest: Any) -> Any:
+        self._held = rest
         ours = asyncio.get_running_loop().create_future()
         ours._asyncio_future_blocking = True
         return ours
@@ -332,6 +353,12 @@ class _Stepped(_Steps[T]):
         assert task is not None
         rest, self._held, requests, self._requests = self._held, None, self._requests, -1
         return rest.send(None) if task.cancelling() <= requests else rest.throw(asyncio.CancelledError())
+
+
+def _rest(value: T) -> Generator[None, None, T]:
+    """The rest of a coroutine that has only its result left to give."""
+    yield from ()
+    return value
 
 
 # --- all loops -------------------------------------------------------------------------------------------------------
@@ -354,7 +381,11 @@ def replaced(loop: asyncio.AbstractEventLoop) -> bool:
 
 def create_task(self: asyncio.BaseEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
     """In place of ``BaseEventLoop.create_task``."""
-    return _create_task(self, _Stepped(coro) if type(coro) is CoroutineType else coro, **options)  # type: ignore[no-any-return]
+    if type(coro) is CoroutineType:
+        coro = _Stepped(coro)
+        if self._task_factory is None and not self._debug:  # type: ignore[attr-defined]
+            return asyncio.Task(coro, loop=self, **options)  # what the line below comes to, for the commonest case
+    return _create_task(self, coro, **options)  # type: ignore[no-any-return]
 
 
 def here() -> Turns | None:
@@ -369,4 +400,3 @@ def here() -> Turns | None:
 def in_turns(on: bool) -> None:
     """Say whether `run_once` is in its place."""
     suspension._elsewhere = here if on else None
-

@@ -36,7 +36,13 @@ from ipyportal.sync import Host
 __all__ = ["Interrupts"]
 
 # Frames of these modules may be between two states that must not be torn apart.
-_DELICATE = ("ipyportal.concurrency.suspension", "ipyportal.sync", "ipyportal.notebook.")
+_DELICATE = (
+    "ipyportal.concurrency.suspension",
+    "ipyportal.concurrency.turns",
+    "ipyportal.patching",
+    "ipyportal.sync",
+    "ipyportal.notebook.",
+)
 
 
 class _Watch:

@@ -218,7 +218,9 @@ class PortalMagics(Magics):
 
     @line_magic
     @magic_arguments()
-    @argument("what", nargs="?", choices=["route", "await", "patch"], help="What to set; without, what was found is shown.")
+    @argument(
+        "what", nargs="?", choices=["route", "await", "patch"], help="What to set; without, what was found is shown."
+    )
     @argument("value", nargs="?", help="route: rule, kernel, loop or thread; await, patch: on or off.")
     def portal(self, line: str) -> Any:
         """What was detected and what is set: ``%portal``.
