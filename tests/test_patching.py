@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ipyportal import EventLoopThread, get_global_loop, patch_asyncio, patching, run, submit
+from ipyportal import EventLoopThread, get_global_loop, patch_asyncio, patching, run, set_route, submit
 from ipyportal.concurrency import Call, turns
 from tests.concurrency.helpers import PATIENCE, Gate, python, soon
 
@@ -256,6 +256,21 @@ def test_what_belongs_to_the_running_loop_is_awaited_on_it(within: Callable[...,
     within(main)
 
 
+def test_the_session_s_route_is_not_for_the_running_loop(within: Callable[..., Any]) -> None:
+    async def where() -> Any:
+        return asyncio.get_running_loop()
+
+    async def main() -> bool:
+        loop = asyncio.get_running_loop()
+        return loop.run_until_complete(where()) is loop
+
+    set_route("thread")
+    try:
+        assert within(main)
+    finally:
+        set_route(None)
+
+
 @pytest.mark.parametrize("reach_it", [reach, reach_here])
 def test_in_tasks_of_gather_and_wait_for(within: Callable[..., Any], reach_it: Callable[[int], int]) -> None:
     async def call(n: int) -> int:
@@ -488,6 +503,49 @@ def test_a_second_cancel_reaches_the_clean_up() -> None:
         assert asyncio.run(main()) == ["first", "second"]
 
 
+def test_a_second_cancel_is_not_taken_off_with_the_first() -> None:
+    # It comes after the task's step has ended, and before the first was taken off: in the next turn.
+    async def main() -> list[str]:
+        log: list[str] = []
+
+        async def call() -> None:
+            loop = asyncio.get_running_loop()
+            try:
+                loop.run_until_complete(asyncio.sleep(3600))
+            except asyncio.CancelledError:
+                loop.call_soon(task.cancel)
+                try:
+                    await asyncio.sleep(3600)
+                finally:
+                    log.append("second")
+
+        task = asyncio.create_task(call())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return log
+
+    with patch_asyncio(), soon():
+        assert asyncio.run(main()) == ["second"]
+
+
+def test_a_task_that_was_cancelled_before_it_waits_is_told_so_by_the_wait() -> None:
+    async def call() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        asyncio.get_running_loop().run_until_complete(asyncio.sleep(3600))
+
+    async def main() -> None:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(call())
+
+    with patch_asyncio(), soon():
+        asyncio.run(main())
+
+
 def test_the_loop_ends_while_tasks_are_suspended() -> None:
     cleaned: list[int] = []
 
@@ -683,7 +741,7 @@ def test_where_no_loop_runs_the_originals_run() -> None:
 
 
 def refusal(call: Callable[..., Any], work: Any) -> BaseException:
-    with pytest.raises(Exception) as caught:  # noqa: B017, PT011 - the caller looks which
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - the caller looks which
         call(work)
     if asyncio.iscoroutine(work):
         work.close()

@@ -98,7 +98,6 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
             return start(coroutine)
         finally:
             thread.leave(mark)
-            asyncio.set_event_loop(None)  # the thread will be lent again
             if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
                 coroutine.close()  # it never began; who made `work` is told by Python
 

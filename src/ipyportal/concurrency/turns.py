@@ -16,8 +16,8 @@ asyncio would raise once more at the task's next ``await``, is taken off there (
 
 What is private of asyncio is touched in this module alone. It is the same in CPython 3.11, 3.12 and 3.13:
 ``BaseEventLoop._run_once``, called by ``run_forever`` for each turn; in it, that the handles of one turn are popped
-from ``_ready``, a deque, by their number when the turn began; ``_stopping``, ``_task_factory`` and ``_debug`` of the loop;
-``Task._must_cancel``.
+from ``_ready``, a deque, by their number when the turn began; ``_stopping``, ``_task_factory`` and ``_debug`` of the
+loop; ``Task._must_cancel``.
 """
 
 from __future__ import annotations
