@@ -798,6 +798,20 @@ def test_what_is_no_awaitable_is_refused_as_ever(within: Callable[..., Any]) -> 
     within(main)
 
 
+def test_what_belongs_to_this_loop_is_refused_by_the_loop_of_asyncio_run(within: Callable[..., Any]) -> None:
+    async def library(task: asyncio.Task[int]) -> int:
+        return await task
+
+    async def main() -> None:
+        task = asyncio.create_task(double(1))
+        error = refusal(asyncio.run, library(task))
+        assert "attached to a different loop" in str(error)
+        assert [note[:10] for note in error.__notes__] == ["ipyportal:"]
+        await task
+
+    within(main)
+
+
 def test_a_loop_that_runs_in_another_thread_is_refused(within: Callable[..., Any]) -> None:
     async def main() -> None:
         loop = asyncio.new_event_loop()

@@ -89,6 +89,7 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
     coroutine = main.of(work)
 
     def call() -> Any:
+        __tracebackhide__ = True
         thread = interruptible_thread()
         mark = Wait(main.ask)  # an interrupt of this thread would tear the loop apart
         thread.enter(mark)
@@ -149,6 +150,7 @@ _lock = threading.RLock()
 _users = 0
 _replaced: list[_Replaced] = []
 
+_REFUSALS = ("from a running event loop", "event loop is already running", "another loop is running")
 _NOTE = (
     "ipyportal: asyncio is patched, but this caller cannot be suspended: {why}. In asynchronous code type `await`; "
     'or %%thread above a cell, or run(fn, on="thread"), runs the code where no loop runs'
@@ -161,7 +163,7 @@ def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     try:
         return original(*args, **kwargs)
     except RuntimeError as exc:
-        if patched() and not can_suspend() and "running" in str(exc):
+        if patched() and asyncio._get_running_loop() is not None and any(text in str(exc) for text in _REFUSALS):
             exc.add_note(_NOTE.format(why=_why_not()))
         raise
 
