@@ -184,6 +184,19 @@ def test_asyncio_run_cancels_the_tasks_that_are_left(within: Callable[..., Any])
     assert within(main) == ["left"]
 
 
+def test_a_result_that_could_be_awaited_is_not(within: Callable[..., Any]) -> None:
+    async def library() -> Any:
+        return double(1)
+
+    async def main() -> None:
+        for call in (asyncio.run, asyncio.get_running_loop().run_until_complete):
+            result = call(library())
+            assert asyncio.iscoroutine(result)
+            result.close()
+
+    within(main)
+
+
 def test_what_is_raised_is_raised(within: Callable[..., Any]) -> None:
     async def library(error: BaseException) -> None:
         await asyncio.sleep(0)
@@ -546,6 +559,59 @@ def test_a_task_that_was_cancelled_before_it_waits_is_told_so_by_the_wait() -> N
         asyncio.run(main())
 
 
+def test_a_task_stays_suspended_between_two_runs_of_its_loop(within: Callable[..., Any]) -> None:
+    async def main() -> int:
+        with asyncio.Runner() as runner:
+            event = asyncio.Event()
+
+            async def call() -> int:
+                asyncio.get_running_loop().run_until_complete(event.wait())
+                return 7
+
+            async def begin() -> asyncio.Task[int]:
+                task = asyncio.create_task(call())
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                return task
+
+            async def end() -> int:
+                event.set()
+                return await task
+
+            task = runner.run(begin())
+            assert not task.done()
+            return runner.run(end())
+
+    assert within(main) == 7
+
+
+def test_a_loop_that_is_thrown_away_while_a_task_is_suspended_harms_nobody() -> None:
+    result = python("""
+        import asyncio, gc, warnings
+        import ipyportal
+
+        async def wait():
+            asyncio.get_running_loop().run_until_complete(asyncio.Event().wait())
+
+        async def main():
+            tasks.append(asyncio.create_task(wait()))
+            for _ in range(3):
+                await asyncio.sleep(0)
+
+        warnings.simplefilter("ignore")
+        tasks = []
+        with ipyportal.patch_asyncio():
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(main())
+            loop.close()
+            tasks.clear()
+            del loop
+            gc.collect()
+        print("went on", asyncio.run(asyncio.sleep(0, "here")))
+    """)
+    assert (result.returncode, result.stdout) == (0, "went on here\n"), result.stderr
+
+
 def test_the_loop_ends_while_tasks_are_suspended() -> None:
     cleaned: list[int] = []
 
@@ -769,15 +835,33 @@ def test_a_callback_is_told_why_and_what_to_type() -> None:
         assert "type `await`" in note
 
 
-def test_a_task_in_whose_step_the_patch_comes_on_is_told_so() -> None:
+def test_a_task_that_is_older_than_the_patch_is_told_so() -> None:
+    async def call() -> int:
+        return reach(2)
+
     async def main() -> int:
         with patch_asyncio():
-            (note,) = refusal(asyncio.run, double(1)).__notes__
-            assert "works from the next one on" in note
-            await asyncio.sleep(0)
-            return reach(2)
+            for _ in range(2):  # in the turn in which the patch comes on, and in the next
+                (note,) = refusal(asyncio.run, double(1)).__notes__
+                assert "its task was made before the patch came on" in note
+                await asyncio.sleep(0)
+            return await asyncio.create_task(call())
 
     assert asyncio.run(main()) == 4
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks are new in CPython 3.12")
+def test_a_task_that_begins_in_the_very_turn_is_told_so() -> None:
+    async def call() -> None:
+        (note,) = refusal(asyncio.run, double(1)).__notes__
+        assert "the patch came on in this very turn" in note
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined, unused-ignore]
+        with patch_asyncio():
+            await asyncio.create_task(call())
+
+    asyncio.run(main())
 
 
 def test_what_is_no_awaitable_is_refused_as_ever(within: Callable[..., Any]) -> None:

@@ -24,6 +24,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ipyportal import sync
 from ipyportal.concurrency import turns
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
@@ -88,7 +89,7 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
     main = _Main()
     coroutine = main.of(work)
 
-    def call() -> Any:
+    def call() -> tuple[Any]:
         __tracebackhide__ = True
         thread = interruptible_thread()
         mark = Wait(main.ask)  # an interrupt of this thread would tear the loop apart
@@ -96,14 +97,14 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
         try:
             if thread.owed(below=mark):
                 main.ask()
-            return start(coroutine)
+            return (start(coroutine),)  # not as it is: a call awaits what its function returns, if it can be
         finally:
             thread.leave(mark)
             if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
                 coroutine.close()  # it never began; who made `work` is told by Python
 
     call.__name__ = call.__qualname__ = getattr(start, "__qualname__", "asyncio.run")
-    return run(call, on=on)
+    return run(call, on=on)[0]
 
 
 _threads: weakref.WeakKeyDictionary[Any, WorkerThread] = weakref.WeakKeyDictionary()
@@ -172,15 +173,24 @@ def _why_not() -> str:
     loop = asyncio._get_running_loop()
     if not greenlets_available():
         return "the package greenlet is not installed"
-    if asyncio.current_task() is None:
+    if _in_a_bare_kernel():
+        return "the extension is not loaded (%load_ext ipyportal, in an earlier cell)"
+    task = asyncio.current_task()
+    if task is None:
         return "it is a callback of the loop, and no task"
     if not isinstance(loop, asyncio.BaseEventLoop):
         return f"it is in a task of {_name(loop)}, which is not asyncio's own kind of loop"
-    if any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
-        return (
-            "the patch came on in this very turn of the loop, and works from the next one on (await asyncio.sleep(0))"
-        )
-    return f"it is in a task, and the turns of {_name(loop)} are not patched"
+    if not any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
+        return f"it is in a task, and the turns of {_name(loop)} are not patched"
+    if not turns.made_in_turns(task):
+        return "its task was made before the patch came on, or not by create_task(); later tasks and cells can be"
+    return "the patch came on in this very turn of the loop"
+
+
+def _in_a_bare_kernel() -> bool:
+    """Whether this is a kernel without the extension, whose stop button would end a kernel that is suspended."""
+    kernelapp = sys.modules.get("ipykernel.kernelapp")
+    return type(sync.host) is sync.Host and kernelapp is not None and kernelapp.IPKernelApp.initialized()
 
 
 def _name(loop: Any) -> str:
@@ -266,9 +276,10 @@ def patch_asyncio() -> Iterator[None]:
     futures stay what they are. Where no loop runs, nothing changes. Blocks may be nested and overlap; when the last
     one is left, everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
 
-    A caller that cannot be suspended, because it is no task but a callback of the loop, gets asyncio's RuntimeError,
-    with a note that says what to type instead. Code that has taken the name before (``from asyncio import run``) keeps
-    asyncio's own.
+    A caller that cannot be suspended gets asyncio's RuntimeError, with a note that says why and what to type instead:
+    a callback of the loop, which is no task; a task that was made before the patch came on; a cell of a kernel in
+    which the extension is not loaded. Code that has taken the name before (``from asyncio import run``) keeps asyncio's
+    own.
     """
     _enter()
     try:
@@ -326,7 +337,7 @@ def _install() -> None:
     if turns.turns_possible():
         _replaced.append(_Replaced(loops, "_run_once", turns.run_once))
         _replaced.append(_Replaced(loops, "create_task", turns.create_task))
-        turns.in_turns(True)
+        turns.in_turns(True, lambda: not _in_a_bare_kernel())
 
 
 def patched() -> bool:

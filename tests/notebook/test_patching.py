@@ -236,6 +236,41 @@ def test_unloading_takes_the_patch_off(loaded_kernel: Kernel) -> None:
     assert kernel.value("all(same())") is True
 
 
+def test_without_the_extension_a_cell_is_refused_and_told_so(kernel: Kernel) -> None:
+    # A cell that were suspended there would have its interrupts raised in the kernel's loop, and end the kernel.
+    kernel.value(LIBRARY)
+    kernel.value("import ipyportal\npatch = ipyportal.patch_asyncio()\npatch.__enter__()")
+    reply = kernel.execute("""
+        coroutine = double(1)
+        try:
+            asyncio.run(coroutine)
+        except RuntimeError as error:
+            print(*error.__notes__)
+        coroutine.close()
+    """)
+    assert "%load_ext ipyportal, in an earlier cell" in reply.stdout
+    kernel.value("%load_ext ipyportal")
+    assert kernel.value("library(2)") == 4
+    kernel.value("patch.__exit__(None, None, None)")
+
+
+def test_the_cell_that_loads_the_extension_is_refused_and_told_so(kernel: Kernel) -> None:
+    kernel.value(LIBRARY)
+    reply = kernel.execute("""
+        %load_ext ipyportal
+        %portal patch on
+        await asyncio.sleep(0)
+        coroutine = double(1)
+        try:
+            asyncio.run(coroutine)
+        except RuntimeError as error:
+            print(*error.__notes__)
+        coroutine.close()
+    """)
+    assert "its task was made before the patch came on" in reply.stdout
+    assert kernel.value("library(2)") == 4
+
+
 def test_nest_asyncio_is_told_and_works_together_with_the_patch(loaded_kernel: Kernel) -> None:
     pytest.importorskip("nest_asyncio")
     kernel = loaded_kernel

@@ -36,7 +36,7 @@ from ipyportal.concurrency.interruption import interruptible_thread
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import greenlets_available
 
-__all__ = ["create_task", "here", "in_turns", "run_once", "turns_possible"]
+__all__ = ["create_task", "here", "in_turns", "made_in_turns", "run_once", "turns_possible"]
 
 T = TypeVar("T")
 
@@ -178,7 +178,7 @@ class Turns:
         assert task is not None
         context = contextvars.copy_context()
         # Of asyncio's own kind also where a task factory is set: what an eager task waits for has to be resumed, too.
-        awaited: asyncio.Task[Any] = asyncio.Task(_contained(steps), loop=loop, context=context)
+        awaited: asyncio.Task[Any] = asyncio.Task(_Stepped(_contained(steps)), loop=loop, context=context)
         self._suspend(loop, task, awaited)
         for variable, value in context.items():
             try:
@@ -193,8 +193,9 @@ class Turns:
         return result
 
     def _suspend(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], awaited: asyncio.Task[Any]) -> None:
-        thread, local, turn = interruptible_thread(), suspension._local, self.turn
+        thread, local, turn, stepped = interruptible_thread(), suspension._local, self.turn, task.get_coro()
         assert turn is not None
+        assert isinstance(stepped, _Stepped)
         try:
             taken = thread.suspend(self._depth)
         except BaseException:
@@ -224,9 +225,8 @@ class Turns:
             self._waits.remove(wait)
             if taken:
                 thread.resume(taken)
-        coroutine = task.get_coro()
-        if wait.told and isinstance(coroutine, _Stepped):
-            coroutine.take_cancel_off(wait.seen)
+        if wait.told:
+            stepped.take_cancel_off(wait.seen)
 
 
 class _Ended:
@@ -389,14 +389,27 @@ def create_task(self: asyncio.BaseEventLoop, coro: Any, **options: Any) -> async
 
 
 def here() -> Turns | None:
-    """What can suspend the code that asks, if that is in a task of a loop that runs in turns."""
+    """What can suspend the code that asks, if that is in a task that was made while loops run in turns."""
     loop = asyncio._get_running_loop()
     turns = None if loop is None else _turns.get(loop)
-    if turns is None or turns.turn is None or asyncio.current_task() is None:
+    if turns is None or turns.turn is None:
+        return None
+    task = asyncio.current_task()
+    if task is None or not made_in_turns(task) or not _allowed():
         return None
     return turns
 
 
-def in_turns(on: bool) -> None:
-    """Say whether `run_once` is in its place."""
+def made_in_turns(task: asyncio.Task[Any]) -> bool:
+    """Whether `create_task` made the task."""
+    return isinstance(task.get_coro(), _Stepped)
+
+
+_allowed: Callable[[], bool] = bool
+
+
+def in_turns(on: bool, allowed: Callable[[], bool] = lambda: True) -> None:
+    """Say whether `run_once` is in its place; `allowed` says whether the task that runs may be suspended at all."""
+    global _allowed
+    _allowed = allowed
     suspension._elsewhere = here if on else None
