@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ipyportal import EventLoopThread, get_global_loop, patch_asyncio, patching, run, set_route, submit
-from ipyportal.concurrency import Call, turns
+from ipyportal.concurrency import Call, cancel_sync_after, turns
 from tests.concurrency.helpers import PATIENCE, Gate, python, soon
 
 PLACES: list[tuple[Any, str]] = [
@@ -466,6 +466,26 @@ def test_a_cancelled_task_cancels_what_it_waits_for_and_both_clean_up(
         else:
             within(main)
             assert log == ["library", "clean-up", "cancelled"]
+
+
+@pytest.mark.parametrize("thread", ["thread", "main thread"])
+def test_a_loop_where_no_other_runs_is_cancelled_with_its_clean_up(thread: str) -> None:
+    cleaned: list[str] = []
+
+    async def library() -> None:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append("cleaned up")
+
+    with patch_asyncio(), soon(), pytest.raises(TimeoutError):
+        if thread == "thread":
+            run(lambda: asyncio.run(library()), on="thread", timeout=0.05)
+        else:
+            with cancel_sync_after(0.05):
+                asyncio.run(library())
+    assert cleaned == ["cleaned up"]
 
 
 def test_a_task_that_is_cancelled_and_returns_at_once_has_returned() -> None:

@@ -26,6 +26,7 @@ from typing import Any
 
 from ipyportal import sync
 from ipyportal.concurrency import turns
+from ipyportal.concurrency.calls import name_of
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
 from ipyportal.concurrency.threads import WorkerThread
@@ -103,7 +104,7 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
             if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
                 coroutine.close()  # it never began; who made `work` is told by Python
 
-    call.__name__ = call.__qualname__ = getattr(start, "__qualname__", "asyncio.run")
+    call.__name__ = call.__qualname__ = name_of(work)
     return run(call, on=on)[0]
 
 

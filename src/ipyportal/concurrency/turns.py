@@ -28,10 +28,10 @@ import contextvars
 import sys
 import weakref
 from collections.abc import Callable, Generator
-from types import CoroutineType
+from types import CoroutineType, FrameType
 from typing import Any, TypeVar
 
-from ipyportal.concurrency import suspension
+from ipyportal.concurrency import interruption, suspension
 from ipyportal.concurrency.interruption import interruptible_thread
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import greenlets_available
@@ -161,6 +161,17 @@ class Turns:
         while first.parent is not None:
             first = first.parent
         return first
+
+    def base_frame(self) -> FrameType | None:
+        """Where ``run_forever`` stands. From any thread."""
+        frame: FrameType | None
+        try:
+            frame = self._back[0].gr_frame
+        except IndexError:  # it has just gone on
+            return None
+        while frame is not None and frame.f_globals is globals():
+            frame = frame.f_back
+        return frame
 
     def _pass_cancels_on(self) -> None:
         for wait in self._waits:
@@ -359,6 +370,10 @@ def _rest(value: T) -> Generator[None, None, T]:
     """The rest of a coroutine that has only its result left to give."""
     yield from ()
     return value
+
+
+# Who asks a thread to cancel the loop that it runs looks for `run_forever`, which is in the first of the greenlets.
+interruption._continued[Turns._run.__code__] = lambda frame: frame.f_locals["self"].base_frame()
 
 
 # --- all loops -------------------------------------------------------------------------------------------------------
