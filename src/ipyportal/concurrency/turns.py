@@ -1,4 +1,4 @@
-"""The turns of event loops in greenlets, so that synchronous code of any of their tasks can be suspended.
+"""The turns of event loops in greenlets, so that synchronous code of their tasks can be suspended.
 
 `suspension` runs each *step* of one task in a greenlet. That is exact, and dear: a switch there and one back for each
 step. Here the loop itself runs in a greenlet, which costs a task nothing. When synchronous code of a task waits, that
@@ -12,7 +12,12 @@ in another one:
 When the step that was frozen has ended, the rest of its turn runs, and its worker switches back to whoever resumed it.
 asyncio's C tasks and futures stay what they are. But for asyncio the task runs all the time, so three things are done
 by hand: it is not the current task meanwhile; who cancels it is looked for after each turn; and the cancel, which
-asyncio would raise once more at the task's next ``await``, is taken off there (`_Stepped`).
+asyncio would raise once more at the task's next ``await``, is taken off there. For this `create_task` puts a
+`_Stepped` around each coroutine, which is all that a task pays; tasks without one cannot be suspended.
+
+The task's context (`contextvars`) stays entered, too, as no context can be twice: a task that was given the very same
+context (``create_task(..., context=)``) fails if it is to run meanwhile. And in asyncio's debug mode the loop says that
+the step took long.
 
 What is private of asyncio is touched in this module alone. It is the same in CPython 3.11, 3.12 and 3.13:
 ``BaseEventLoop._run_once``, called by ``run_forever`` for each turn; in it, that the handles of one turn are popped
