@@ -235,6 +235,33 @@ def test_a_runner_keeps_its_loop_its_thread_and_its_context(within: Callable[...
     within(main)
 
 
+@pytest.mark.parametrize("on_its_own_thread", [True, False])
+def test_a_runner_can_be_run_inside_of_itself(on_its_own_thread: bool) -> None:
+    async def value() -> str:
+        before = variable.get()
+        variable.set("inside")
+        await asyncio.sleep(0.001)
+        return before
+
+    async def library() -> list[str]:
+        context = contextvars.copy_context()
+        context.run(variable.set, "of the context")
+        with pytest.raises(ValueError, match="a coroutine was expected"):
+            runner.run(5)  # type: ignore[arg-type]
+        results = [runner.run(value()), runner.run(value(), context=context)]
+        assert context[variable] == "inside"
+        return results
+
+    async def main() -> list[str]:
+        return runner.run(library())
+
+    with patch_asyncio(), soon(), asyncio.Runner() as runner:
+        if on_its_own_thread:
+            assert asyncio.run(main()) == ["default", "of the context"]
+        else:
+            assert runner.run(library()) == ["default", "of the context"]
+
+
 def test_a_loop_of_ones_own_can_be_run(within: Callable[..., Any]) -> None:
     async def main() -> list[int]:
         loop = asyncio.new_event_loop()

@@ -20,7 +20,7 @@ import inspect
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -206,7 +206,7 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
     genuine = asyncio.runners.run  # also where nest_asyncio has put its own into asyncio.run
 
     @functools.wraps(original)
-    def run(main: Coroutine[Any, Any, Any], **options: Any) -> Any:
+    def run(main: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         if _suspends():
             return _elsewhere("thread", lambda main: genuine(main, **options), main)
@@ -217,11 +217,15 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
-    def run(self: asyncio.Runner, coro: Coroutine[Any, Any, Any], **options: Any) -> Any:
+    def run(self: asyncio.Runner, coro: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        if _suspends():
+        if not _suspends():
+            return _refused(original, self, coro, **options)
+        if not _runs_here(self):
             return _elsewhere(_thread_of(self), lambda coro: original(self, coro, **options), coro)
-        return _refused(original, self, coro, **options)
+        if not asyncio.iscoroutine(coro):
+            return original(self, coro, **options)  # refused
+        return _await_here(self.get_loop().create_task(coro, **options))
 
     return run
 
@@ -230,7 +234,7 @@ def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def close(self: asyncio.Runner) -> None:
         __tracebackhide__ = True
-        if not _suspends():
+        if not _suspends() or _runs_here(self):
             original(self)
             return
         try:
@@ -243,6 +247,16 @@ def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
     return close
 
 
+def _runs_here(runner: asyncio.Runner) -> bool:
+    # Not get_loop(), which would make the loop, and make it this thread's current one.
+    return getattr(runner, "_loop", None) is asyncio.get_running_loop()
+
+
+def _await_here(awaitable: Any) -> Any:
+    __tracebackhide__ = True
+    return run(awaitable, on=RULE)
+
+
 def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run_until_complete(self: asyncio.AbstractEventLoop, future: Any) -> Any:
@@ -250,7 +264,7 @@ def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., A
         if self.is_closed() or not _suspends():
             return _refused(original, self, future)
         if self is asyncio.get_running_loop():
-            return run(_of_loop(self, future), on=RULE)
+            return _await_here(_of_loop(self, future))
         if self.is_running():
             return original(self, future)  # in another thread: refused
         return _elsewhere(_thread_of(self), lambda future: original(self, future), future)
@@ -307,7 +321,11 @@ def _enter() -> None:
     with _lock:
         _users += 1
         if _users == 1:
-            _install()
+            try:
+                _install()
+            except BaseException:  # interrupted
+                _leave()
+                raise
 
 
 def _leave() -> None:
