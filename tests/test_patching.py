@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import contextvars
+import gc
 import random
 import sys
 import threading
@@ -530,6 +531,59 @@ def test_a_task_that_is_cancelled_and_returns_at_once_has_returned() -> None:
 
     with patch_asyncio():
         assert asyncio.run(main()) == "timed out"
+
+
+def test_what_is_cancelled_before_it_begins_does_not_begin_and_is_not_warned_of(within: Callable[..., Any]) -> None:
+    making, go_on = Gate(), Gate()
+
+    def loop_factory() -> asyncio.AbstractEventLoop:
+        making.set()
+        go_on.pass_through()
+        return asyncio.new_event_loop()
+
+    async def library() -> None:
+        raise AssertionError("it began")
+
+    async def main() -> None:
+        runner = asyncio.Runner(loop_factory=loop_factory)
+
+        async def call() -> None:
+            runner.run(library())
+
+        task = asyncio.create_task(call())
+        await asyncio.to_thread(making.pass_through)
+        task.cancel()
+        await asyncio.sleep(0.001)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        runner.close()
+
+    within(main)
+    gc.collect()
+
+
+def test_what_is_cancelled_before_its_first_step_is_not_warned_of() -> None:
+    async def call() -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(cancel_all)  # comes before the first step of what is waited for
+        loop.run_until_complete(asyncio.sleep(3600))
+
+    def cancel_all() -> None:
+        for task in asyncio.all_tasks():
+            if task is not main_task:
+                task.cancel()
+
+    async def main() -> None:
+        nonlocal main_task
+        main_task = asyncio.current_task()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.create_task(call())
+
+    main_task: asyncio.Task[None] | None = None
+    with patch_asyncio(), soon():
+        asyncio.run(main())
+    gc.collect()
 
 
 def test_a_second_cancel_reaches_the_clean_up() -> None:

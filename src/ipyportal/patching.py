@@ -105,7 +105,12 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
                 coroutine.close()  # it never began; who made `work` is told by Python
 
     call.__name__ = call.__qualname__ = name_of(work)
-    return run(call, on=on)[0]
+    try:
+        return run(call, on=on)[0]
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+            work.close()  # cancelled before it began: as a task does then, which leaves no warning
+        raise
 
 
 _threads: weakref.WeakKeyDictionary[Any, WorkerThread] = weakref.WeakKeyDictionary()

@@ -203,7 +203,11 @@ class Turns:
             except LookupError:
                 pass
             variable.set(value)
-        result, interrupt = awaited.result()
+        try:
+            result, interrupt = awaited.result()
+        except asyncio.CancelledError:
+            steps.close()  # it may not have begun, and would be warned of
+            raise
         if interrupt is not None:
             raise interrupt
         return result
