@@ -535,32 +535,40 @@ def test_a_task_that_is_cancelled_and_returns_at_once_has_returned() -> None:
 
 def test_what_is_cancelled_before_it_begins_does_not_begin_and_is_not_warned_of(within: Callable[..., Any]) -> None:
     making, go_on = Gate(), Gate()
+    begun: list[str] = []
 
     def loop_factory() -> asyncio.AbstractEventLoop:
         making.set()
         go_on.pass_through()
         return asyncio.new_event_loop()
 
-    async def library() -> None:
-        raise AssertionError("it began")
+    async def library(name: str) -> None:
+        begun.append(name)
 
     async def main() -> None:
         runner = asyncio.Runner(loop_factory=loop_factory)
 
-        async def call() -> None:
-            runner.run(library())
+        async def call(name: str) -> None:
+            runner.run(library(name))
 
-        task = asyncio.create_task(call())
+        first = asyncio.create_task(call("whose loop is being made"))
         await asyncio.to_thread(making.pass_through)
-        task.cancel()
-        await asyncio.sleep(0.001)
+        second = asyncio.create_task(call("that waits for the thread of the first"))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        first.cancel()
+        second.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)
         go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await task
+        await asyncio.wait([first, second])
+        assert first.cancelled()
+        assert second.cancelled()
         runner.close()
 
     within(main)
     gc.collect()
+    assert begun == []
 
 
 def test_what_is_cancelled_before_its_first_step_is_not_warned_of() -> None:

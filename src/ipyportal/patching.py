@@ -77,6 +77,9 @@ class _Main:
         async def main() -> Any:
             __tracebackhide__ = True
             self._begin(asyncio.current_task())
+            if self._told:
+                work.close()  # does not begin
+                raise asyncio.CancelledError
             return await work
 
         main.__name__ = getattr(work, "__name__", main.__name__)
@@ -109,7 +112,8 @@ def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
         return run(call, on=on)[0]
     except (asyncio.CancelledError, KeyboardInterrupt):
         if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-            work.close()  # cancelled before it began: as a task does then, which leaves no warning
+            coroutine.close()  # cancelled while it waited for its thread: it does not begin, and is not warned of
+            work.close()
         raise
 
 
