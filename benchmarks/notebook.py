@@ -178,6 +178,11 @@ def kernel_task(stack: ExitStack, calls: int) -> Sides:
     Fair: measured by a background task that was made before the extension was ever loaded, while no cell runs. The
     extension is loaded and unloaded in turn, so that both sides share a process.
     """
+    return background_tasks(stack, calls, LOAD, UNLOAD)
+
+
+def background_tasks(stack: ExitStack, calls: int, ours: str, peer: str) -> Sides:
+    """Two cells that are run in turn in one kernel; after each a background task measures while no cell runs."""
     kernel = Kernel(stack)
     kernel.run(TASKS)
     kernel.run(IN_BACKGROUND)
@@ -187,7 +192,54 @@ def kernel_task(stack: ExitStack, calls: int) -> Sides:
         kernel.run(f"requests.put_nowait({calls})")
         return kernel.printed_number()
 
-    return (lambda: side(LOAD)), (lambda: side(UNLOAD))
+    return (lambda: side(ours)), (lambda: side(peer))
+
+
+PATCH, UNPATCH = f"{LOAD}\n%portal patch on", "%portal patch off"
+
+
+@row("patched-task", "a task on the kernel's loop, asyncio patched", bar=1.3, calls=3_000, most_rounds=31)
+def patched_task(stack: ExitStack, calls: int) -> Sides:
+    """`await loop.create_task(noop())` after `%portal patch on` / before `%load_ext ipyportal`.
+
+    Fair: as kernel-task.
+    """
+    return background_tasks(stack, calls, PATCH, UNLOAD)
+
+
+@row("unpatched-task", "a task on the kernel's loop, patch taken off", bar=1.05, calls=3_000, most_rounds=31)
+def unpatched_task(stack: ExitStack, calls: int) -> Sides:
+    """`await loop.create_task(noop())` after `%portal patch on` and `off` / before `%load_ext ipyportal`.
+
+    Fair: as kernel-task.
+    """
+    return background_tasks(stack, calls, f"{PATCH}\n{UNPATCH}", UNLOAD)
+
+
+@row(
+    "nested-task",
+    "a task on the kernel's loop, nest_asyncio",
+    group="informative",
+    calls=3_000,
+    most_rounds=31,
+    needs=("nest_asyncio",),
+)
+def nested_task(stack: ExitStack, calls: int) -> Sides:
+    """`await loop.create_task(noop())` after `nest_asyncio.apply()` / without it.
+
+    nest_asyncio cannot be taken back, so the sides are two fresh kernels; ipyportal is in neither.
+    """
+    nested, plain = Kernel(stack), Kernel(stack)
+    for kernel in (nested, plain):
+        kernel.run(TASKS)
+        kernel.run(IN_BACKGROUND)
+    nested.run("import nest_asyncio\nnest_asyncio.apply()")
+
+    def side(kernel: Kernel) -> float:
+        kernel.run(f"requests.put_nowait({calls})")
+        return kernel.printed_number()
+
+    return (lambda: side(nested)), (lambda: side(plain))
 
 
 @row("cell-task", "a task awaited in a cell, extension loaded", group="informative", calls=3_000, most_rounds=31)

@@ -211,3 +211,10 @@ def nothing_is_left_over() -> Iterator[None]:
     before.restore()
     if leaks:
         pytest.fail("the test left behind:\n\n" + "\n".join(leaks), pytrace=False)
+
+
+@pytest.fixture(scope="session")
+def uvloop() -> Any:
+    module = pytest.importorskip("uvloop")
+    module.new_event_loop().close()  # the first makes a pipe that the process keeps
+    return module

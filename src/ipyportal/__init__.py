@@ -32,6 +32,7 @@ from ipyportal.concurrency import (
     shield,
 )
 from ipyportal.many import map as map  # not in __all__: `import *` must not replace the builtin one
+from ipyportal.patching import patch_asyncio
 from ipyportal.streams import enter, iterate
 from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
 from ipyportal.twins import syncify
@@ -51,6 +52,7 @@ __all__ = [
     "get_route",
     "iterate",
     "on_kernel_thread",
+    "patch_asyncio",
     "run",
     "set_route",
     "shield",

@@ -12,7 +12,7 @@ import threading
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Literal, TypeVar, cast, overload
 
 from ipyportal.concurrency.api import wait_for
@@ -23,14 +23,20 @@ from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import suspend, suspendable_here
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
-__all__ = ["HERE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
+__all__ = ["HERE", "RULE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
 
 T = TypeVar("T")
 
-Route = Literal["kernel", "loop", "thread"] | Portal
-"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for itself, or a portal."""
+Route = Literal["kernel", "loop", "thread", "nested"] | Portal
+"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for itself, or a portal.
 
-_NAMES = ("kernel", "loop", "thread")
+``"nested"`` is the route of last resort: the loop that runs in this thread, re-entered by nest-asyncio.
+"""
+
+_NAMES = ("kernel", "loop", "thread", "nested")
+
+RULE: Any = object()
+"""For ``on=``: the rule, whatever `set_route` says."""
 
 
 class Host:
@@ -101,9 +107,9 @@ def set_route(on: Route | None) -> None:
 
 
 def _check_route(on: Any) -> None:
-    if on is not None and on not in _NAMES and not isinstance(on, Portal):
+    if on is not None and on is not RULE and on not in _NAMES and not isinstance(on, Portal):
         raise (ValueError if isinstance(on, str) else TypeError)(
-            f'on= must be "kernel", "loop", "thread" or a Portal, not {on!r}'
+            f'on= must be "kernel", "loop", "thread", "nested" or a Portal, not {on!r}'
         )
 
 
@@ -140,7 +146,8 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs;
             or a `Call`, which is submitted if it has not been.
         timeout: Seconds for it to be over.
-        on: Overrides where it runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`.
+        on: Overrides where it runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`. ``"nested"`` re-enters the
+            loop that runs in this thread with nest-asyncio, which patches asyncio for good.
 
     Raises:
         TimeoutError: It was not over in time, and was cancelled.
@@ -149,6 +156,7 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         TypeError: `work` is nothing that can be awaited or called.
         ValueError: `timeout` is negative, or `on` is no route.
         RuntimeError: The wait could never end.
+        ImportError: `on` is ``"nested"``, and nest-asyncio is not installed.
         BaseException: What `work` raised.
     """
     __tracebackhide__ = True
@@ -168,8 +176,9 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         timeout = check_timeout(timeout)
         _check_route(on)
         _check_work(work, args, kwargs, on)
-        if on is None:
-            on = _route
+        on = _chosen(on)
+        if on == "nested":
+            return _run_nested(work, args, kwargs, timeout)
         if asyncio.isfuture(work) and on is None:
             return _run_future(work, timeout, here)
         at_home = on is None or on is HERE or (on == "kernel" and _on_kernel_thread())
@@ -191,6 +200,13 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
     finally:
         if host.interrupt_owed and here:
             host.raise_owed()
+
+
+def _chosen(on: Any) -> Route | None:
+    """The route that `on` means; None for the rule."""
+    if on is None:
+        return _route
+    return None if on is RULE else on
 
 
 _FOREIGN_LOOP = ("attached to a different loop", "is bound to a different event loop")
@@ -279,6 +295,48 @@ def _call_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout
         return work(*args, **kwargs)
 
 
+# --- the last resort -------------------------------------------------------------------------------------------------
+
+
+def _nest_asyncio(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
+    """Have nest-asyncio patch the loop that runs in this thread."""
+    try:
+        import nest_asyncio
+    except ImportError:
+        raise ImportError(
+            'on="nested" needs nest-asyncio, which is not installed: pip install "ipyportal[nest]"'
+        ) from None
+    if loop is None:
+        raise RuntimeError('on="nested" re-enters the loop that runs in this thread, and none runs here: leave on= out')
+    nest_asyncio.apply(loop)
+    return loop
+
+
+def _run_nested(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+    """Run the loop of this thread inside of itself until `work` is over. If that is interrupted, `work` cleans up."""
+    __tracebackhide__ = True
+    loop = _nest_asyncio(asyncio._get_running_loop())
+    task = loop.create_task(_all_of(work, args, kwargs, timeout))
+    with host.blocking():
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:
+            if not task.done():
+                task.cancel()
+                with suppress(asyncio.CancelledError):
+                    loop.run_until_complete(task)
+            raise
+
+
+async def _all_of(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+    __tracebackhide__ = True
+    if timeout is not None:
+        return await _within(work, args, kwargs, timeout)
+    if not inspect.isawaitable(work):
+        work = work(*args, **kwargs)
+    return await work if inspect.isawaitable(work) else work
+
+
 # --- elsewhere -------------------------------------------------------------------------------------------------------
 
 
@@ -305,6 +363,8 @@ def _submitter(on: Route | None) -> Callable[[Call[Any]], Call[Any]]:
         return get_global_loop().submit
     if on == "thread":
         return submit_to_new_thread
+    if on == "nested":
+        return LoopPortal(_nest_asyncio(asyncio._get_running_loop()), "this thread's loop").submit
     if on == "kernel":
         if host.kernel_portal is None:
             raise RuntimeError(
@@ -397,8 +457,7 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
     timeout = check_timeout(timeout)
     _check_route(on)
     _check_work(work, args, kwargs, on)
-    if on is None:
-        on = _route
+    on = _chosen(on)
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")
     call = _as_call(work, args, kwargs, timeout)

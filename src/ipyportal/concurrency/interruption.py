@@ -427,6 +427,15 @@ _DELICATE = frozenset(
 )
 
 
+# As they are in asyncio: others may stand in their place later, and call these.
+_RUNNER_RUN = asyncio.Runner.run.__code__
+_RUN_UNTIL_COMPLETE = asyncio.BaseEventLoop.run_until_complete.__code__
+_RUN_FOREVER = asyncio.BaseEventLoop.run_forever.__code__
+
+_continued: dict[CodeType, Callable[[FrameType], FrameType | None]] = {}
+"""Functions below which a thread's stack goes on elsewhere: the way from their frame to the one below."""
+
+
 def _loop_run_in(frame: FrameType | None) -> tuple[asyncio.AbstractEventLoop, asyncio.Future[Any] | None] | None:
     """The event loop that the code of a thread runs, outermost frames of the engine's excluded, and its main task.
 
@@ -436,12 +445,17 @@ def _loop_run_in(frame: FrameType | None) -> tuple[asyncio.AbstractEventLoop, as
     """
     loop: Any = None
     main: Any = None
-    while frame is not None and not _module(frame).startswith(f"{__package__}."):
-        if frame.f_code is asyncio.Runner.run.__code__:
+    while frame is not None:
+        if frame.f_code in _continued:
+            frame = _continued[frame.f_code](frame)
+            continue
+        if _module(frame).startswith(f"{__package__}."):
+            break
+        if frame.f_code is _RUNNER_RUN:
             loop, main = getattr(frame.f_locals.get("self"), "_loop", None), frame.f_locals.get("task")
-        elif frame.f_code is asyncio.BaseEventLoop.run_until_complete.__code__:
+        elif frame.f_code is _RUN_UNTIL_COMPLETE:
             loop, main = frame.f_locals.get("self"), frame.f_locals.get("future")
-        elif frame.f_code is asyncio.BaseEventLoop.run_forever.__code__:
+        elif frame.f_code is _RUN_FOREVER:
             loop = frame.f_locals.get("self")
         if loop is not None and asyncio.isfuture(main):
             return loop, main

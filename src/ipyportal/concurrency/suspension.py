@@ -42,9 +42,11 @@ try:
     import greenlet
 except ImportError:  # a platform without it
     greenlet = None
+    Greenlet: Any = None
+    GreenletExit: Any = None
     _getcurrent: Callable[[], Any] = object
 else:
-    _getcurrent = greenlet.getcurrent
+    Greenlet, GreenletExit, _getcurrent = greenlet.greenlet, greenlet.GreenletExit, greenlet.getcurrent
 
 __all__ = [
     "OVER",
@@ -165,6 +167,13 @@ def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pra
         target, root = root, None
         step, value, root = target.switch(answers)
         target = None
+
+
+def _borrow() -> Any:
+    """A greenlet of the thread's pool, with the current context. Give it ``switch(step, value, root)``."""
+    borrowed = _local.pool.pop() if _local.pool else _new_greenlet()
+    borrowed.gr_context = _getcurrent().gr_context
+    return borrowed
 
 
 def _new_greenlet() -> Any:
@@ -365,8 +374,12 @@ def current_suspendable() -> Suspendable[Any] | None:
     return _local.current
 
 
-def suspendable_here() -> Suspendable[Any] | None:
-    """The suspendable coroutine that the code which asks can suspend, or None."""
+_elsewhere: Callable[[], Any] | None = None
+"""Finds what can suspend tasks that are not suspendable themselves; set while `turns` is in use."""
+
+
+def suspendable_here() -> Any:
+    """What can suspend the code that asks, by its ``drive``: the suspendable coroutine that it runs in; or None."""
     current = _local.current
     if (
         current is not None
@@ -376,7 +389,7 @@ def suspendable_here() -> Suspendable[Any] | None:
         and asyncio.current_task() is current._task
     ):
         return current
-    return None
+    return None if _elsewhere is None else _elsewhere()
 
 
 def can_suspend() -> bool:

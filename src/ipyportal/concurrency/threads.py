@@ -134,6 +134,8 @@ class _ThreadPortal(Portal):
 
     def _join(self, timeout: float | None) -> bool:
         thread = self._thread
+        if timeout == 0:  # also from a finalizer, in a thread that is ending
+            return thread is None or not thread.is_alive()
         if thread is None or thread is threading.current_thread():
             return True
         # Ends when the calls that run there do, or after `timeout`; who shuts down chose which.

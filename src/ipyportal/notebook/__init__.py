@@ -26,6 +26,7 @@ from ipyportal.notebook.kernel import LiveKernel
 from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics, completions
 from ipyportal.notebook.timing import AwaitInMagics
 from ipyportal.notebook.tracebacks import show_users_frames
+from ipyportal.patching import PatchSwitch
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -43,6 +44,7 @@ class Extension(sync.Host):
         self.kernel_portal: Portal | None = None
         self.history = History()
         self.timing = AwaitInMagics(shell)
+        self.patch = PatchSwitch()
         self._live: LiveKernel | None = None
         self._magics: dict[tuple[str, str], Any] = {}  # with what they hide
         self._threads: dict[str, WorkerThread] = {}
@@ -77,6 +79,7 @@ class Extension(sync.Host):
         if self._live is not None:
             self._live.uninstall()
         self.timing.switch(False)
+        self.patch.switch(False)
         table = self.shell.magics_manager.magics
         for (kind, name), before in self._magics.items():
             if before is None:

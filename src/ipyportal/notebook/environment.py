@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ipyportal import sync
+from ipyportal import patching, sync
 from ipyportal.concurrency.suspension import greenlets_available
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Report:
                 if sync.get_route() is None
                 else f"on {sync.get_route()}",
             ),
-            ("nest_asyncio", "applied" if nest_asyncio_applied() else "not applied"),
+            ("asyncio.run()", patching.report()),
+            ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
             (
                 "threads",
@@ -125,6 +126,12 @@ class Report:
 
 _HERE = ", in a cell on its own loop"
 _LOOP = ", on the EventLoopThread"
+
+
+def _nest_asyncio() -> str:
+    if not nest_asyncio_applied():
+        return "not applied"
+    return "applied: run_until_complete() is its own, and asyncio's tasks are slower"
 
 
 def nest_asyncio_applied() -> bool:

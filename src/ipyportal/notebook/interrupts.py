@@ -38,8 +38,10 @@ __all__ = ["Interrupts"]
 # Frames of these modules may be between two states that must not be torn apart.
 _DELICATE = (
     "ipyportal.concurrency.suspension",
+    "ipyportal.concurrency.turns",
     "ipyportal.many",
     "ipyportal.notebook.",
+    "ipyportal.patching",
     "ipyportal.steps",
     "ipyportal.streams",
     "ipyportal.sync",

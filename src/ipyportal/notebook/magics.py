@@ -218,13 +218,17 @@ class PortalMagics(Magics):
 
     @line_magic
     @magic_arguments()
-    @argument("what", nargs="?", choices=["route", "await"], help="What to set; without it, what was found is shown.")
-    @argument("value", nargs="?", help="route: rule, kernel, loop or thread; await: on or off.")
+    @argument(
+        "what", nargs="?", choices=["route", "await", "patch"], help="What to set; without, what was found is shown."
+    )
+    @argument("value", nargs="?", help="route: rule, kernel, loop or thread; await, patch: on or off.")
     def portal(self, line: str) -> Any:
         """What was detected and what is set: ``%portal``.
 
         ``%portal route rule|kernel|loop|thread`` sets where calls run that do not say it with ``on=``.
         ``%portal await off`` puts IPython's own %time, %timeit, %prun and %%capture back, which know no await.
+        ``%portal patch on`` has asyncio.run() and loop.run_until_complete() work in cells, for libraries that call
+        them; ``%portal patch off`` puts asyncio's own back.
         """
         options = self._parse(self.portal, line)
         if options.what == "route":
@@ -232,10 +236,11 @@ class PortalMagics(Magics):
                 raise UsageError("%portal route needs rule, kernel, loop or thread")
             sync.set_route(None if options.value == "rule" else options.value)
             return None
-        if options.what == "await":
+        if options.what in ("await", "patch"):
             if options.value not in ("on", "off"):
-                raise UsageError("%portal await needs on or off")
-            self._extension.timing.switch(options.value == "on")
+                raise UsageError(f"%portal {options.what} needs on or off")
+            thing = self._extension.timing if options.what == "await" else self._extension.patch
+            thing.switch(options.value == "on")
             return None
         return self._extension.report()
 
@@ -273,7 +278,7 @@ def _identifier(name: str) -> str:
 
 _WORDS = {
     "%calls": ["cancel", "clear"],
-    "%portal": ["route", "await"],
+    "%portal": ["route", "await", "patch"],
     "%await": ["-t", "--timeout", "--on"],
     "%%await": ["-t", "--timeout", "--on", "--as"],
     "%%background": ["-t", "--timeout", "--on"],
@@ -290,7 +295,7 @@ def completions(_: Any, event: Any) -> list[str]:
         return list(_ROUTES)
     if words[:2] == ["%portal", "route"]:
         return ["rule", *_ROUTES]
-    if words[:2] == ["%portal", "await"]:
+    if words[:2] in (["%portal", "await"], ["%portal", "patch"]):
         return ["on", "off"]
     if words[:2] == ["%calls", "cancel"]:
         host = sync.host

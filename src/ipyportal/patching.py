@@ -1,0 +1,389 @@
+"""`patch_asyncio`: ``asyncio.run()`` and ``loop.run_until_complete()`` where a loop runs already.
+
+asyncio refuses both there, because who calls them would block the loop that runs. A caller that can be suspended does
+not, so while the patch is on
+
+- ``loop.run_until_complete(x)`` of the loop that runs is ``run(x)``: x is awaited there, the caller suspended;
+- ``asyncio.run``, ``Runner.run`` and ``run_until_complete`` of *another* loop mean what they always mean. They run in
+  a thread that is lent for it, in which no loop runs, while the caller is suspended.
+
+Everything else goes to what stood in their place before. The tasks of all loops can be suspended meanwhile
+(`ipyportal.concurrency.turns`), so that the callers may be in tasks, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import asyncio.runners
+import functools
+import inspect
+import sys
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ipyportal import sync
+from ipyportal.concurrency import turns
+from ipyportal.concurrency.calls import name_of
+from ipyportal.concurrency.interruption import Wait, interruptible_thread
+from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
+from ipyportal.concurrency.threads import WorkerThread
+from ipyportal.sync import RULE, run
+
+__all__ = ["PatchSwitch", "patch_asyncio", "patched", "report"]
+
+
+# --- a loop that runs in a thread of its own -------------------------------------------------------------------------
+
+
+class _Main:
+    """The main task of such a loop. A cancel of the call that runs the loop is a cancel of this task."""
+
+    def __init__(self) -> None:
+        self._future: asyncio.Future[Any] | None = None
+        self._asked = False
+        self._told = False
+
+    def ask(self) -> None:
+        """Cancel it, now or when it begins. From any thread."""
+        # First the flag, then the look: `_begin` does it the other way round, so that one of the two sees the other.
+        self._asked = True
+        if (future := self._future) is not None:
+            try:
+                future.get_loop().call_soon_threadsafe(self._tell)
+            except RuntimeError:
+                pass  # the loop is closed: it is over
+
+    def _begin(self, future: asyncio.Future[Any] | None) -> None:
+        self._future = future
+        if self._asked:
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._told and self._future is not None:
+            self._told = True
+            self._future.cancel()
+
+    def of(self, work: Any) -> Any:
+        """`work` as the main task's coroutine; what is none is left to asyncio to refuse."""
+        if asyncio.isfuture(work):
+            self._begin(work)
+            return work
+        if not asyncio.iscoroutine(work):
+            return work
+
+        async def main() -> Any:
+            __tracebackhide__ = True
+            self._begin(asyncio.current_task())
+            if self._told:
+                work.close()  # does not begin
+                raise asyncio.CancelledError
+            return await work
+
+        main.__name__ = getattr(work, "__name__", main.__name__)
+        main.__qualname__ = getattr(work, "__qualname__", main.__name__)
+        return suspendable(main())
+
+
+def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
+    """``start(work)`` in a thread in which no loop runs, the caller suspended; `start` runs a loop for `work`."""
+    __tracebackhide__ = True
+    main = _Main()
+    coroutine = main.of(work)
+
+    def call() -> tuple[Any]:
+        __tracebackhide__ = True
+        thread = interruptible_thread()
+        mark = Wait(main.ask)  # an interrupt of this thread would tear the loop apart
+        thread.enter(mark)
+        try:
+            if thread.owed(below=mark):
+                main.ask()
+            return (start(coroutine),)  # not as it is: a call awaits what its function returns, if it can be
+        finally:
+            thread.leave(mark)
+            if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+                coroutine.close()  # it never began; who made `work` is told by Python
+
+    call.__name__ = call.__qualname__ = name_of(work)
+    try:
+        return run(call, on=on)[0]
+    except (asyncio.CancelledError, KeyboardInterrupt):
+        if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
+            coroutine.close()  # cancelled while it waited for its thread: it does not begin, and is not warned of
+            work.close()
+        raise
+
+
+_threads: weakref.WeakKeyDictionary[Any, WorkerThread] = weakref.WeakKeyDictionary()
+
+
+def _thread_of(owner: Any) -> WorkerThread:
+    """The thread in which the loop of `owner` runs, the same each time: what it uses may belong to a thread."""
+    thread = _threads.get(owner)
+    if thread is None:
+        thread = _threads[owner] = WorkerThread(name="ipyportal-asyncio")
+        weakref.finalize(owner, thread.shutdown, timeout=0.0).atexit = False
+    return thread
+
+
+def _end_thread(owner: Any) -> None:
+    thread = _threads.pop(owner, None)
+    if thread is not None:
+        thread.shutdown(timeout=0.0)  # what runs there may run on
+
+
+# --- what stands in asyncio's places ---------------------------------------------------------------------------------
+
+
+class _Replaced:
+    """One attribute that was replaced, and the way back."""
+
+    def __init__(self, owner: Any, name: str, replacement: Callable[..., Any], *, own: bool = True) -> None:
+        self.owner = owner
+        self.name = name
+        self.before = vars(owner)[name] if own else None
+        self.replacement = replacement
+        setattr(owner, name, replacement)
+
+    def put_back(self) -> None:
+        if vars(self.owner).get(self.name) is not self.replacement:
+            return  # somebody else has replaced ours, and keeps it
+        if self.before is None:
+            delattr(self.owner, self.name)
+        else:
+            setattr(self.owner, self.name, self.before)
+
+
+_lock = threading.RLock()
+_users = 0
+_replaced: list[_Replaced] = []
+
+_REFUSALS = ("from a running event loop", "event loop is already running", "another loop is running")
+_NOTE = (
+    "ipyportal: asyncio is patched, but this caller cannot be suspended: {why}. In asynchronous code type `await`; "
+    'or %%thread above a cell, or run(fn, on="thread"), runs the code where no loop runs'
+)
+
+
+def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call what stood here before. Where it refuses because a loop runs, say why the patch is of no help."""
+    __tracebackhide__ = True
+    try:
+        return original(*args, **kwargs)
+    except RuntimeError as exc:
+        if patched() and asyncio._get_running_loop() is not None and any(text in str(exc) for text in _REFUSALS):
+            exc.add_note(_NOTE.format(why=_why_not()))
+        raise
+
+
+def _why_not() -> str:
+    loop = asyncio._get_running_loop()
+    if not greenlets_available():
+        return "the package greenlet is not installed"
+    if _in_a_bare_kernel():
+        return "the extension is not loaded (%load_ext ipyportal, in an earlier cell)"
+    task = asyncio.current_task()
+    if task is None:
+        return "it is a callback of the loop, and no task"
+    if not isinstance(loop, asyncio.BaseEventLoop):
+        return f"it is in a task of {_name(loop)}, which is not asyncio's own kind of loop"
+    if not any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
+        return f"it is in a task, and the turns of {_name(loop)} are not patched"
+    if not turns.made_in_turns(task):
+        return "its task was made before the patch came on, or not by create_task(); later tasks and cells can be"
+    return "the patch came on in this very turn of the loop"
+
+
+def _in_a_bare_kernel() -> bool:
+    """Whether this is a kernel without the extension, whose stop button would end a kernel that is suspended."""
+    kernelapp = sys.modules.get("ipykernel.kernelapp")
+    return type(sync.host) is sync.Host and kernelapp is not None and kernelapp.IPKernelApp.initialized()
+
+
+def _name(loop: Any) -> str:
+    return f"{type(loop).__module__}.{type(loop).__qualname__}"
+
+
+def _suspends() -> bool:
+    return _users > 0 and asyncio._get_running_loop() is not None and can_suspend()
+
+
+def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    genuine = asyncio.runners.run  # also where nest_asyncio has put its own into asyncio.run
+
+    @functools.wraps(original)
+    def run(main: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        if _suspends():
+            return _elsewhere("thread", lambda main: genuine(main, **options), main)
+        return _refused(original, main, **options)
+
+    return run
+
+
+def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run(self: asyncio.Runner, coro: Any, **options: Any) -> Any:
+        __tracebackhide__ = True
+        if not _suspends():
+            return _refused(original, self, coro, **options)
+        if not _runs_here(self):
+            return _elsewhere(_thread_of(self), lambda coro: original(self, coro, **options), coro)
+        if not asyncio.iscoroutine(coro):
+            return original(self, coro, **options)  # refused
+        return _await_here(self.get_loop().create_task(coro, **options))
+
+    return run
+
+
+def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def close(self: asyncio.Runner) -> None:
+        __tracebackhide__ = True
+        if not _suspends() or _runs_here(self):
+            original(self)
+            return
+        try:
+            _elsewhere(_thread_of(self), lambda _: original(self))
+        finally:
+            _end_thread(self)
+            # It may have been made current by `Runner.__enter__`, in this thread; it is closed now.
+            asyncio.set_event_loop(asyncio.get_running_loop())
+
+    return close
+
+
+def _runs_here(runner: asyncio.Runner) -> bool:
+    # Not get_loop(), which would make the loop, and make it this thread's current one.
+    return getattr(runner, "_loop", None) is asyncio.get_running_loop()
+
+
+def _await_here(awaitable: Any) -> Any:
+    __tracebackhide__ = True
+    return run(awaitable, on=RULE)
+
+
+def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_until_complete(self: asyncio.AbstractEventLoop, future: Any) -> Any:
+        __tracebackhide__ = True
+        if self.is_closed() or not _suspends():
+            return _refused(original, self, future)
+        if self is asyncio.get_running_loop():
+            return _await_here(_of_loop(self, future))
+        if self.is_running():
+            return original(self, future)  # in another thread: refused
+        return _elsewhere(_thread_of(self), lambda future: original(self, future), future)
+
+    return run_until_complete
+
+
+def _of_loop(loop: asyncio.AbstractEventLoop, future: Any) -> Any:
+    """`future` if it can be awaited on `loop`; what cannot is refused as asyncio does it."""
+    if asyncio.isfuture(future) or not inspect.isawaitable(future):
+        return asyncio.ensure_future(future, loop=loop)
+    return future
+
+
+# --- on and off ------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def patch_asyncio() -> Iterator[None]:
+    """Have ``asyncio.run()`` and the like work in a ``with`` block where a loop runs already. From any thread.
+
+    In the whole process: `asyncio.run`, `asyncio.Runner.run` and ``loop.run_until_complete``, called in a task of a
+    loop that runs, suspend their caller instead of raising RuntimeError, and the loop goes on. asyncio's tasks and
+    futures stay what they are. Where no loop runs, nothing changes. Blocks may be nested and overlap; when the last
+    one is left, everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
+
+    A caller that cannot be suspended gets asyncio's RuntimeError, with a note that says why and what to type instead:
+    a callback of the loop, which is no task; a task that was made before the patch came on; a cell of a kernel in
+    which the extension is not loaded. Code that has taken the name before (``from asyncio import run``) keeps asyncio's
+    own.
+    """
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+class PatchSwitch:
+    """One user of the patch, which it turns on and off: ``%portal patch``."""
+
+    def __init__(self) -> None:
+        self._on = False
+
+    def switch(self, on: bool) -> None:
+        """Turn it on or off. Twice is once."""
+        if on is not self._on:
+            self._on = on
+            (_enter if on else _leave)()
+
+
+def _enter() -> None:
+    global _users
+    with _lock:
+        _users += 1
+        if _users == 1:
+            try:
+                _install()
+            except BaseException:  # interrupted
+                _leave()
+                raise
+
+
+def _leave() -> None:
+    global _users
+    with _lock:
+        _users -= 1
+        if _users == 0:
+            turns.in_turns(False)
+            while _replaced:
+                _replaced.pop().put_back()
+            for owner in list(_threads):
+                _end_thread(owner)
+
+
+def _install() -> None:
+    loops = asyncio.BaseEventLoop
+    _replaced.append(_Replaced(asyncio, "run", _patched_run(asyncio.run)))
+    _replaced.append(_Replaced(asyncio.Runner, "run", _patched_runner_run(asyncio.Runner.run)))
+    _replaced.append(_Replaced(asyncio.Runner, "close", _patched_runner_close(asyncio.Runner.close)))
+    until_complete = _patched_run_until_complete(loops.run_until_complete)
+    _replaced.append(_Replaced(loops, "run_until_complete", until_complete))
+    if (uvloop := sys.modules.get("uvloop")) is not None:
+        of_uvloop = _patched_run_until_complete(uvloop.Loop.run_until_complete)
+        try:
+            _replaced.append(_Replaced(uvloop.Loop, "run_until_complete", of_uvloop, own=False))
+        except TypeError:
+            pass  # a type of C: `report` says so
+    if turns.turns_possible():
+        _replaced.append(_Replaced(loops, "_run_once", turns.run_once))
+        _replaced.append(_Replaced(loops, "create_task", turns.create_task))
+        turns.in_turns(True, lambda: not _in_a_bare_kernel())
+
+
+def patched() -> bool:
+    """Whether asyncio is patched now. From any thread."""
+    return _users > 0
+
+
+def report() -> str:
+    """What ``%portal`` says of the patch: whether it is on, and what it could not patch for the loop that runs here."""
+    if not patched():
+        return "asyncio is not patched: %portal patch on"
+    said = ["asyncio.run() and run_until_complete() suspend their callers"]
+    loop = asyncio._get_running_loop()
+    if not greenlets_available():
+        said.append("but nothing can be suspended without the package greenlet")
+    elif loop is not None:
+        if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
+            said.append(f"run_until_complete() of {_name(loop)} is not patched")
+        if not any(getattr(type(loop), "_run_once", None) is one.replacement for one in _replaced):
+            said.append(f"tasks of {_name(loop)} cannot be suspended, cells can")
+    return "; ".join(said)
