@@ -689,6 +689,34 @@ def test_the_clock_that_could_not_be_started_is_started_by_the_next_deadline(
     fired.pass_through()
 
 
+def test_a_call_whose_deadline_cannot_be_kept_fails_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, worker: WorkerThread
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    begun = Gate()
+    call = Call.new(begun.set)
+    call.set_timeout(PATIENCE)
+    with soon(), pytest.raises(RuntimeError, match="can't start new thread"):
+        worker.submit(call).result()
+    assert not begun.is_set()
+
+
+def test_an_asynchronous_call_whose_deadline_cannot_be_kept_says_so_and_goes_on(
+    monkeypatch: pytest.MonkeyPatch, loop_thread: EventLoopThread, reported: list[Any]
+) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    call = Call.new(asyncio.sleep, 0.01, "slept")
+    call.set_timeout(PATIENCE)
+    assert loop_thread.submit(call).result() == "slept"
+    assert "is not limited" in str(reported[0].err_msg)
+
+
 # --- forks and the end -----------------------------------------------------------------------------------------------
 
 

@@ -7,12 +7,14 @@ and a `timeout` in seconds for the call to be over.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from threading import Thread
 from typing import Any, TypeVar, overload
 
 from ipyportal.concurrency.calls import Call, current_call
+from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import can_suspend, suspend
 from ipyportal.concurrency.threads import get_global_loop, submit_to_new_thread
@@ -45,9 +47,13 @@ def cast_to_call(call: Any) -> Call[Any]:
 
 
 def _with_timeout(work: Any, timeout: float | None) -> Call[Any]:
-    call: Call[Any] = cast_to_call(work)
-    if timeout is not None:
-        call.set_timeout(timeout)
+    if isinstance(work, Call):
+        work.set_timeout(timeout)
+        return work
+    call: Call[Any] = Call(work)
+    if timeout is not None and (seconds := check_timeout(timeout)) is not None:
+        # As `set_timeout` does it for a call that others may know of.
+        call._timeout, call._deadline = seconds, time.monotonic() + seconds
     return call
 
 

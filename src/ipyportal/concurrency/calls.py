@@ -256,12 +256,15 @@ class Call(Generic[T]):
     # --- running it ----------------------------------------------------------------------------------------------
 
     def _begin(self, thread: InterruptibleThread | None, task: asyncio.Task[None] | None) -> bool:
-        """From pending to running. False if the call was cancelled, or its deadline passed, before."""
+        """From pending to running. False if the call was cancelled, or its deadline passed, before.
+
+        Synchronous code is timed from here. An asynchronous call is when it first waits: before, it would not notice.
+        """
         timer = None
         if self._deadline is not None:
             if time.monotonic() >= self._deadline:
                 self._end(_TIMEDOUT)
-            else:
+            elif thread is not None:
                 try:
                     timer = clock.call_at(self._deadline, self._time_out)
                 except RuntimeError as exc:  # no thread can be started for the clock
@@ -276,6 +279,20 @@ class Call(Generic[T]):
             self._task = task
             self._timer = timer
         return True
+
+    def _keep_time(self) -> None:
+        """Have the clock end the call at its deadline."""
+        assert self._deadline is not None
+        try:
+            timer = clock.call_at(self._deadline, self._time_out)
+        except RuntimeError as exc:  # no thread can be started for it
+            report(exc, f"the time of {self!r} is not limited")
+            return
+        with self._lock:
+            if not self._over:
+                self._timer = timer
+                return
+        clock.cancel(timer)
 
     def _invoke(self) -> Any:
         """Call the function. In the call's context."""
@@ -702,6 +719,7 @@ class CallCoroutine(Suspendable[None]):
     _task: asyncio.Task[None] | None = None
     _running: set[asyncio.Task[None]] | None = None
     _context: contextvars.Context | None = None  # the call's, where the task has another
+    _untimed = False  # it has a deadline, and has not waited yet
     _alone = False  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
     _begun = False
 
@@ -724,9 +742,12 @@ class CallCoroutine(Suspendable[None]):
             self._alone = alone
 
     def send(self, value: Any) -> Any:
-        if self._in_greenlets:
-            return self._step(self._advance, value)
-        return self._answer(self._advance(value))
+        answer = self._step(self._advance, value) if self._in_greenlets else self._answer(self._advance(value))
+        if self._untimed:
+            self._untimed = False
+            if self._call is not None:
+                self._call._keep_time()
+        return answer
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         exc = as_exception(typ, val, tb)
@@ -823,6 +844,8 @@ class CallCoroutine(Suspendable[None]):
             # No code runs now that would need to be interrupted.
             if not call._begin(None, task):
                 return None
+            if call._deadline is not None:
+                self._untimed = True
             try:
                 self._inner = call._invoke()
             except BaseException as exc:  # noqa: BLE001 - wrong arguments

@@ -88,6 +88,9 @@ class Interrupt(enum.Enum):
     NOTICED = "raised in the code"
 
 
+_NONE = Interrupt.NONE
+
+
 class Interruptible(Protocol):
     """A part of synchronous code that can be cancelled: a `Call`, a cancel scope, a shield."""
 
@@ -353,17 +356,30 @@ class InterruptibleThread:
         """The next item of `inbox`, or None if an interrupt woke the wait. Raises `queue.Empty` after `timeout`."""
         wait = Wait(lambda: inbox.put(None))
         with self._lock:
-            self.checkpoint()
+            if not self._at_peace():
+                self.checkpoint()
             self._stack.append(wait)
         item: T | None = None
         try:
             item = block(inbox, timeout)
         finally:
             with self._lock:
-                self.leave(wait)
-                self._send()  # a request that came together with the item
-        self.checkpoint()  # it was cancelled: that comes before what it waited for, which is not lost
+                at_peace = self._stack[-1] is wait and self._at_peace()
+                if at_peace:
+                    del self._stack[-1]
+                else:
+                    self.leave(wait)
+                    self._send()  # a request that came together with the item
+        if not at_peace:
+            self.checkpoint()  # it was cancelled: that comes before what it waited for, which is not lost
         return item
+
+    def _at_peace(self) -> bool:
+        """Whether nothing here was asked to end."""
+        for target in self._stack:  # noqa: SIM110 - a generator would cost more than it saves
+            if target._interrupt is not _NONE:
+                return False
+        return True
 
     def _install(self) -> None:
         assert _WAKE_SIGNAL is not None

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.calls import Awaited, Call, State, start_on_loop
 from ipyportal.concurrency.deadlines import report
-from ipyportal.concurrency.interruption import Wait, interruptible_thread
+from ipyportal.concurrency.interruption import InterruptibleThread, Wait, interruptible_thread
 from ipyportal.concurrency.portals import Portal
 
 __all__ = ["AsyncWaiter", "SyncWaiter", "ThreadInbox", "Waiter"]
@@ -222,6 +222,8 @@ class SyncWaiter(Waiter[T]):
         except IndexError:  # it ended meanwhile
             return None
 
+    _mark: Wait | None = None
+
     def __init__(self, call: Call[T]) -> None:
         super().__init__(call)
         self._inbox: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -247,16 +249,14 @@ class SyncWaiter(Waiter[T]):
             call._check_wait()
         call._when_done(self._inbox.put)
         thread = interruptible_thread()
-        mark: Wait | None = None
         if thread._stack:  # else nothing runs here that could be asked to end
-            mark = Wait(call.cancel)
-            thread.enter(mark)
+            self._stand_on(thread)
         blocked: list[SyncWaiter[Any]] | None = None
         if _inboxes and self._thread in _inboxes:
             blocked = _blocked.setdefault(self._thread, [])
             blocked.append(self)
         try:
-            if mark is not None and thread.owed(below=mark):
+            if self._mark is not None and thread.owed(below=self._mark):
                 call.cancel()
             try:
                 if submit is not None:
@@ -273,17 +273,22 @@ class SyncWaiter(Waiter[T]):
                 blocked.remove(self)
                 if not blocked:
                     del _blocked[self._thread]
-            if mark is not None:
-                thread.leave(mark)
+            if self._mark is not None:
+                thread.leave(self._mark)
             if not self._closed:
                 with self._lock:
                     self._closed = True
             for callback in self._done_callbacks:
                 self._run(callback)
                 self._report(callback)
-        if mark is not None:
+        if self._mark is not None:
             thread.checkpoint()
         return call
+
+    def _stand_on(self, thread: InterruptibleThread) -> None:
+        """Have a request to end what lies below this wait cancel the call."""
+        self._mark = Wait(self._call.cancel)
+        thread.enter(self._mark)
 
     def _serve(self) -> None:
         call, inbox = self._call, self._inbox
@@ -293,6 +298,9 @@ class SyncWaiter(Waiter[T]):
             if call._over and self._sent_back:
                 self._ended()
             while self._todo:
+                if self._mark is None:
+                    # Each call would install and remove the signal's handler, on a stack that is empty in between.
+                    self._stand_on(interruptible_thread())
                 sent_back = self._next()
                 self._run(sent_back)
                 if isinstance(sent_back._value, KeyboardInterrupt):
