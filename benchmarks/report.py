@@ -26,7 +26,7 @@ GROUPS = {
     "bars": "ipyportal beside its peers",
     "informative": "More of ipyportal (no bar)",
     "peers": "Peers, beside run_coroutine_threadsafe (no bar)",
-    "growth": "Growth, beside run_coroutine_threadsafe (no bar)",
+    "growth": "Growth (no bar)",
 }
 
 
@@ -122,15 +122,38 @@ def as_json(results: list[Measured], skipped: dict[str, list[str]], rounds: int)
 
 
 def plot(results: list[Measured], path: Path) -> None:
-    """The ratios of all rows that have a peer, with their quartiles and bars, as a PNG file."""
+    """The ratios of all rows that have a peer, with their quartiles and bars, as a PNG file.
+
+    Rows of growth become lines below: the cost, ours and the peer's, over the number at the end of the row's key.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    shown = [measured for measured in results if measured.peer is not None]
+    shown = [measured for measured in results if measured.peer is not None and measured.row.group != "growth"]
     shown.sort(key=lambda measured: list(GROUPS).index(measured.row.group))
-    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.34 * len(shown)), layout="constrained")
+    families: dict[str, list[Measured]] = {}
+    for measured in results:
+        if measured.row.group == "growth":
+            families.setdefault(measured.row.key.rpartition("-")[0], []).append(measured)
+    heights = [height for height in (0.4 + 0.34 * len(shown) if shown else 0, 2.6 if families else 0) if height]
+    figure = pyplot.figure(figsize=(9, 0.8 + sum(heights)), layout="constrained")
+    parts = list(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
+    if shown:
+        _plot_ratios(parts.pop(0).subplots(), shown)
+    if families:
+        for axes, (name, rows) in zip(
+            parts[0].subplots(1, len(families), squeeze=False)[0], families.items(), strict=True
+        ):
+            _plot_growth(axes, name, rows)
+    about = machine()
+    figure.suptitle(f"{about['cpu']}, {about['cores']} cores, {about['python']}", fontsize="small")
+    figure.savefig(path, format="png", dpi=110)
+    pyplot.close(figure)
+
+
+def _plot_ratios(axes: Any, shown: list[Measured]) -> None:
     for position, measured in enumerate(shown):
         judged, row = measured.judged, measured.row
         colour = {"peers": "tab:gray"}.get(row.group, "tab:red" if measured.over() else "tab:blue")
@@ -139,11 +162,36 @@ def plot(results: list[Measured], path: Path) -> None:
         if row.bar is not None:
             axes.plot([row.bar, row.bar], [position - 0.42, position + 0.42], color="black", linewidth=2)
     axes.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
-    axes.set_yticks(range(len(shown)), [measured.row.title for measured in shown])
+    axes.set_yticks(range(len(shown)), [measured.row.title for measured in shown], fontsize="small")
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("cost relative to the peer (median of interleaved rounds; lower is better)")
-    about = machine()
-    axes.set_title(f"{about['cpu']}, {about['cores']} cores, {about['python']}", fontsize="small")
-    figure.savefig(path, format="png", dpi=150)
-    pyplot.close(figure)
+    axes.set_xticks(RATIOS, [f"{ratio:g}" for ratio in RATIOS], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("cost relative to the peer (median of interleaved rounds; lower is better)", fontsize="small")
+
+
+RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+GROWTH = {
+    "flight": "calls in flight",
+    "threads": "submitting threads",
+    "map": "items of a map",
+    "map-held": "held by a map",
+}
+
+
+def _plot_growth(axes: Any, name: str, rows: list[Measured]) -> None:
+    numbers = [int(measured.row.key.rpartition("-")[2]) for measured in rows]
+    axes.plot(numbers, [statistics.median(measured.ours) for measured in rows], "o-", label="ipyportal")
+    if all(measured.peer for measured in rows):
+        axes.plot(
+            numbers, [statistics.median(measured.peer or ()) for measured in rows], "s:", color="gray", label="peer"
+        )
+    axes.set_xscale("log")
+    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.set_xticks([], minor=True)
+    axes.set_ylim(bottom=0)
+    axes.set_title(GROWTH.get(name, name), fontsize="small")
+    axes.set_ylabel("bytes" if rows[0].row.unit == "B" else f"{rows[0].row.unit} each", fontsize="small")
+    axes.tick_params(labelsize="x-small")
+    axes.legend(fontsize="x-small")
