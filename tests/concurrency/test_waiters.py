@@ -676,13 +676,14 @@ def test_a_keyboard_interrupt_of_what_was_sent_back_does_not_end_the_loop_thread
 
 def test_a_second_interrupt_does_not_wait_for_the_clean_up() -> None:
     begun, clean = Gate(), Gate()
+    pressers: list[threading.Thread] = []
 
     async def work() -> None:
         begun.set()
         try:
             await asyncio.sleep(LONG)
         finally:
-            press_stop()
+            pressers.append(stop_when_blocked())
             while not clean.is_set():
                 await asyncio.sleep(0.001)
 
@@ -690,10 +691,11 @@ def test_a_second_interrupt_does_not_wait_for_the_clean_up() -> None:
     waiter = SyncWaiter(call)
     to_loop(call)
     begun.pass_through()
-    presser = stop_when_blocked()
+    pressers.append(stop_when_blocked())
     with soon(), pytest.raises(KeyboardInterrupt):
         waiter.wait()
-    presser.join()
+    for presser in pressers:
+        presser.join()
     assert not call.done()
     clean.set()
     with pytest.raises(concurrent.futures.CancelledError):

@@ -352,7 +352,7 @@ class Call(Generic[T]):
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             self._fail(exc)
         else:
-            if not inspect.isawaitable(result):
+            if result is None or not inspect.isawaitable(result):
                 self._finish(_FINISHED, result)
             elif asyncio._get_running_loop() is not None:
                 return CallCoroutine(self, awaitable=result, context=context)

@@ -428,7 +428,7 @@ def _is_delicate(frame: FrameType | None) -> bool:
             return True
         if name in ("__init__", "close") and module.startswith("asyncio."):
             return True
-        if name == "signal" and module == "signal":
+        if module == "signal" and name != "sigwait":
             return True
         frame = frame.f_back
     return False

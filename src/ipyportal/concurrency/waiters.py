@@ -74,12 +74,8 @@ class Waiter(Portal, Generic[T]):
             self._adopt(call)
             self._sent_back[call] = self._call._ending is not None
             self._todo.append(call)
-        call._when_done(self._is_over)
         self._wake()
         return call
-
-    def _is_over(self, call: Call[Any]) -> None:
-        self._sent_back.pop(call, None)
 
     def add_done_callback(self, call: Call[Any]) -> Call[Any]:
         """Have `call` run in the thread that waits when the wait is over, however it ended. From any thread.
@@ -303,6 +299,7 @@ class SyncWaiter(Waiter[T]):
                     self._stand_on(interruptible_thread())
                 sent_back = self._next()
                 self._run(sent_back)
+                self._sent_back.pop(sent_back, None)
                 if isinstance(sent_back._value, KeyboardInterrupt):
                     # The stop key was meant for all of it, whether or not the call looks at what it sent back.
                     raise KeyboardInterrupt
@@ -361,7 +358,12 @@ class AsyncWaiter(Waiter[T]):
         loop = self._loop
         assert loop is not None
         while self._todo:
-            start_on_loop(self._next(), loop, self._running)
+            call = self._next()
+            call._when_done(self._is_over)
+            start_on_loop(call, loop, self._running)
+
+    def _is_over(self, call: Call[Any]) -> None:
+        self._sent_back.pop(call, None)
 
     async def wait(self) -> Call[T]:
         """Run what is sent back until the call, and all that, is over; then the done callbacks.
