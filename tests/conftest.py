@@ -74,6 +74,10 @@ PATCHABLE: tuple[tuple[Any, str], ...] = (
 # asyncio.Task is the C type; libraries that patch asyncio make tasks of the Python one.
 TASK_TYPES = (asyncio.Task, asyncio.tasks._PyTask)  # type: ignore[attr-defined]
 
+# A shell starts what it runs in the background with Ctrl-C ignored, and so would every kernel be that is started here.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The event loop policy is made at the first use of it, which is no patch.
 asyncio.new_event_loop().close()
 
