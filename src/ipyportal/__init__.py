@@ -29,6 +29,7 @@ from ipyportal.concurrency import (
     Portal,
     WorkerThread,
     get_global_loop,
+    get_worker_thread,
     shield,
 )
 from ipyportal.many import map as map  # not in __all__: `import *` must not replace the builtin one
@@ -50,6 +51,7 @@ __all__ = [
     "enter",
     "get_global_loop",
     "get_route",
+    "get_worker_thread",
     "iterate",
     "on_kernel_thread",
     "patch_asyncio",

@@ -195,3 +195,93 @@ def test_the_loop_below_the_code_is_not_the_one_that_it_runs(loop_thread: EventL
     with soon(), pytest.raises(concurrent.futures.CancelledError):
         call.result()
     assert other.result() == "unharmed"
+
+
+class Fiber:
+    """A loop that runs in a greenlet for as long as it is open, as that of Playwright's sync API does."""
+
+    def __init__(self) -> None:
+        greenlet = pytest.importorskip("greenlet")
+        self._getcurrent = greenlet.getcurrent
+        self.loop = asyncio.new_event_loop()
+        self._closing = self.loop.create_future()
+        self._fiber = greenlet.greenlet(lambda: self.loop.run_until_complete(self._closing))
+
+    def wait_for(self, coro: Coroutine[Any, Any, Any]) -> Any:
+        here = self._getcurrent()
+        task = self.loop.create_task(coro)
+
+        def resume(_: object) -> None:
+            here.switch()
+
+        task.add_done_callback(resume)
+        try:
+            while not task.done():
+                assert not self._fiber.dead, "the loop has ended"
+                self._fiber.switch()
+        except BaseException:
+            task.remove_done_callback(resume)
+            task.cancel()
+            raise
+        return task.result()
+
+    def close(self) -> str:
+        closed = "dead"
+        if not self._closing.done():
+            self._closing.set_result("closed as always")
+        while not self._fiber.dead:
+            closed = self._fiber.switch()
+        asyncio._set_running_loop(None)
+        self.loop.close()
+        return str(closed)
+
+
+@everywhere
+def test_code_that_waits_for_a_loop_in_another_greenlet_is_interrupted_and_that_loop_lives(
+    cancelled: Callable[..., Any],
+) -> None:
+    begun = Gate()
+    seen: list[Any] = []
+
+    async def long() -> None:
+        try:
+            begun.set()
+            await asyncio.sleep(LONG)
+        finally:
+            seen.append("cancelled")
+
+    def work() -> None:
+        fiber = Fiber()
+        try:
+            fiber.wait_for(asyncio.sleep(0))
+            fiber.wait_for(long())
+        finally:
+            try:
+                seen.append(fiber.wait_for(asyncio.sleep(0, "usable")))
+            finally:
+                seen.append(fiber.close())
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(work, begun)
+    assert seen == ["cancelled", "usable", "closed as always"]
+
+
+@everywhere
+def test_a_loop_in_the_greenlet_of_the_code_itself_is_that_codes_own(cancelled: Callable[..., Any]) -> None:
+    greenlet = pytest.importorskip("greenlet")
+    begun = Gate()
+    cleaned = []
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(begun.set)
+        try:
+            await asyncio.sleep(LONG)
+        finally:
+            cleaned.append(True)
+
+    def work() -> None:
+        asyncio.run(main())
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        greenlet.greenlet(lambda: cancelled(work, begun)).switch()
+    assert cleaned == [True]

@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from ipyportal.concurrency import (
     cancel_sync_after,
     from_sync,
     get_global_loop,
+    get_worker_thread,
     in_global_loop,
     shutdown,
     threads,
@@ -272,6 +273,33 @@ def test_a_thread_that_was_blocked_when_its_call_ended_is_lent_again() -> None:
         call.result()
     gate.set()
     until(lambda: lent in threads._lender.idle)
+
+
+@pytest.fixture
+def left_behind() -> Iterator[Callable[[], None]]:
+    """What Playwright's sync API does: it leaves its loop behind as the one that runs, though it stands still."""
+    loop = asyncio.new_event_loop()
+    yield lambda: asyncio._set_running_loop(loop)
+    loop.close()
+
+
+def test_an_asynchronous_call_runs_in_a_worker_where_another_call_left_a_loop_behind(
+    worker: WorkerThread, left_behind: Callable[[], None]
+) -> None:
+    async def double(n: int) -> int:
+        await asyncio.sleep(0)
+        return 2 * n
+
+    started_on(worker, left_behind).result()
+    there = started_on(worker, asyncio.get_running_loop).result()
+    assert started_on(worker, double, 4).result(PATIENCE) == 8
+    assert started_on(worker, asyncio.get_running_loop).result() is there
+
+
+def test_a_thread_where_a_call_left_a_loop_behind_is_not_lent_again(left_behind: Callable[[], None]) -> None:
+    first = from_sync.call_in_new_thread(lambda: (left_behind(), threading.current_thread())[1])
+    first.join(PATIENCE)
+    assert from_sync.call_in_new_thread(lambda: asyncio._get_running_loop()) is None
 
 
 def test_an_idle_thread_ends(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -715,6 +743,40 @@ def test_an_asynchronous_call_whose_deadline_cannot_be_kept_says_so_and_goes_on(
     call.set_timeout(PATIENCE)
     assert loop_thread.submit(call).result() == "slept"
     assert "is not limited" in str(reported[0].err_msg)
+
+
+# --- worker threads with names ---------------------------------------------------------------------------------------
+
+
+def test_a_named_worker_is_the_same_thread_each_time() -> None:
+    first, second = (started_on(get_worker_thread("db"), threading.current_thread).result() for _ in range(2))
+    assert first is second
+    assert first.name == "ipyportal-db"
+    assert started_on(get_worker_thread("other"), threading.current_thread).result() is not first
+
+
+def test_asking_for_a_named_worker_from_ten_threads_at_once_makes_one(often: None) -> None:
+    assert len(set(at_once(10, lambda: get_worker_thread("db")))) == 1
+
+
+def test_a_named_worker_that_was_shut_down_is_made_anew() -> None:
+    begun = Gate()
+    before = get_worker_thread("db")
+    call = started_on(before, lambda: (begun.set(), spin()))
+    begun.pass_through()
+    shutdown()
+    assert call.cancelled()
+    after = get_worker_thread("db")
+    assert after is not before
+    assert started_on(after, int).result() == 0
+    after.shutdown()
+    assert started_on(get_worker_thread("db"), int).result() == 0
+
+
+@pytest.mark.parametrize(("name", "error"), [("", ValueError), (None, TypeError), (5, TypeError)])
+def test_a_named_worker_needs_a_name(name: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="name"):
+        get_worker_thread(name)
 
 
 # --- forks and the end -----------------------------------------------------------------------------------------------

@@ -83,6 +83,7 @@ class Call(Generic[T]):
     _deadline: float | None = None
     _ending: State | None = None
     _interrupt = Interrupt.NONE
+    _greenlet: weakref.ref[Any] | None = None
     _thread: InterruptibleThread | None = None
     _task: asyncio.Task[None] | None = None
     _timer: Timer | None = None

@@ -113,6 +113,7 @@ class SyncCancelScope(CancelScope):
     """A `CancelScope` around synchronous code of one thread."""
 
     _interrupt = Interrupt.NONE
+    _greenlet: weakref.ref[Any] | None = None
 
     _task: asyncio.Task[Any] | None = None
 

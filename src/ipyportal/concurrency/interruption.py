@@ -4,7 +4,8 @@
 
 - in one of the engine's own waits, at once (the wait is woken);
 - in an event loop that the code runs itself, as `asyncio.run` does, through that loop: its main task is cancelled, and
-  the loop goes on for the clean-up;
+  the loop goes on for the clean-up. Code that waits for a loop in another greenlet (Playwright's sync API) is
+  interrupted where it waits, and that loop stays as it is;
 - on the main thread of a POSIX system, at once also inside ``time.sleep`` and other system calls: a ``SIGURG`` is
   sent to the thread. Its default action is to be ignored, so one that comes late harms nobody, and no ``SIGALRM``,
   timer or ``SIGINT`` handler of the user is touched;
@@ -24,11 +25,17 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any, Protocol, TypeVar
 
 from ipyportal.concurrency.deadlines import clock
+
+try:
+    from greenlet import getcurrent as _getcurrent
+except ImportError:  # a platform without it
+    _getcurrent = None
 
 __all__ = [
     "AtWaits",
@@ -95,6 +102,8 @@ class Interruptible(Protocol):
     """A part of synchronous code that can be cancelled: a `Call`, a cancel scope, a shield."""
 
     _interrupt: Interrupt
+    _greenlet: weakref.ref[Any] | None
+    """Where its code was entered. Weak: `suspension` looks whether others refer to a greenlet."""
 
 
 class AtWaits:
@@ -111,6 +120,7 @@ class Shield:
 
     __slots__ = ()
     _interrupt = Interrupt.NONE
+    _greenlet: weakref.ref[Any] | None = None
 
 
 class Wait(Shield):
@@ -149,8 +159,11 @@ class InterruptibleThread:
         self._handler: Any = _NOT_INSTALLED
 
     def enter(self, target: Interruptible) -> None:
-        if self._signals and self._handler is _NOT_INSTALLED and not isinstance(target, (Shield, AtWaits)):
-            self._install()
+        if not isinstance(target, (Shield, AtWaits)):
+            if self._signals and self._handler is _NOT_INSTALLED:
+                self._install()
+            if _getcurrent is not None and getattr(target, "_task", None) is None:  # a task's code runs no loop
+                target._greenlet = weakref.ref(_getcurrent())
         with self._lock:
             self._stack.append(target)
 
@@ -279,12 +292,17 @@ class InterruptibleThread:
             running = [target for target in targets if target in self._stack]
             if not running or main.done():
                 return
+            waiting = _waits_elsewhere(running[0])
             if any(target._interrupt is Interrupt.SENT for target in running):
                 self.acknowledge()
-            elif self._told_in is main:
+            elif self._told_in is (main if waiting is None else None):
                 return
             # Else the exception was raised in another of the loop's tasks meanwhile, and was its own affair.
-        if not isinstance(main, asyncio.Task) or not main.cancelling():
+        if waiting is not None:
+            # As the callback of a future that it waits for would switch to it. The loop stands still in this callback
+            # until the code waits for it again.
+            waiting.throw(Cancelled())
+        elif not isinstance(main, asyncio.Task) or not main.cancelling():
             main.cancel()
 
     def _raise_there(self) -> None:
@@ -477,6 +495,27 @@ def _loop_run_in(frame: FrameType | None) -> tuple[asyncio.AbstractEventLoop, as
             return loop, main
         frame = frame.f_back
     return None if loop is None else (loop, None)
+
+
+def _waits_elsewhere(target: Interruptible) -> Any:
+    """The greenlet of the code of `target` if the loop that runs here is none of that code's own, else None.
+
+    Playwright's sync API runs its loop in a greenlet, for as long as the browser lives. Code that waits switches to
+    that, and is switched back to by a callback of the loop. The loop's main task is then the connection to the browser.
+    """
+    home = None if target._greenlet is None else target._greenlet()
+    if home is None or home.dead or _outermost(home.gr_frame) in (None, _outermost(sys._getframe())):
+        return None
+    return home
+
+
+def _outermost(frame: FrameType | None) -> FrameType | None:
+    below = frame
+    while below is not None:
+        frame = below
+        go_on = _continued.get(frame.f_code)
+        below = frame.f_back if go_on is None else go_on(frame)
+    return frame
 
 
 def _wake(loop: asyncio.AbstractEventLoop) -> None:

@@ -34,6 +34,7 @@ __all__ = [
     "LoopPortal",
     "WorkerThread",
     "get_global_loop",
+    "get_worker_thread",
     "in_global_loop",
     "shutdown",
     "submit_to_new_thread",
@@ -227,7 +228,7 @@ class WorkerThread(_ThreadPortal):
             self._current = call
             if self._cancel_at_end:  # a shutdown that came when the call was neither in the inbox nor here
                 call.cancel()
-            call._run_submitted()
+            _run_alone(call)
             self._current = None
             del call
         self._phase = _Phase.CLOSED
@@ -518,6 +519,20 @@ class LoopPortal(Portal):
             )
 
 
+def _run_alone(call: Call[Any]) -> None:
+    """Run a call in a thread that runs no loop."""
+    rest = call._run_submitted()
+    del call  # this frame may be in the traceback of its exception
+    if rest is not None:
+        # Playwright's sync API leaves its loop behind as the one that runs. It stands still: nobody would run the rest.
+        left_behind = asyncio._get_running_loop()
+        asyncio._set_running_loop(None)
+        try:
+            asyncio.run(rest)
+        finally:
+            asyncio._set_running_loop(left_behind)
+
+
 # --- the global loop -------------------------------------------------------------------------------------------------
 
 _globals_lock = threading.RLock()
@@ -561,6 +576,34 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
     return portal is None or portal.shutdown(cancel=True, timeout=timeout)
 
 
+# --- worker threads with names ---------------------------------------------------------------------------------------
+
+_workers: dict[str, WorkerThread] = {}
+
+
+def get_worker_thread(name: str) -> WorkerThread:
+    """The `WorkerThread` of the process that goes by `name`: the same each time. From any thread.
+
+    For objects that belong to the thread that made them. ``%%thread --name db`` runs in ``get_worker_thread("db")``.
+    It is started by its first call, and made anew if it was shut down.
+
+    Args:
+        name: Any text that is not empty.
+
+    Raises:
+        TypeError, ValueError: `name` is no such text.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a worker thread's name is a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError('a worker thread needs a name: get_worker_thread("db")')
+    with _globals_lock:
+        worker = _workers.get(name)
+        if worker is None or worker._phase in (_Phase.CLOSING, _Phase.CLOSED):
+            worker = _workers[name] = WorkerThread(name=f"ipyportal-{name}")
+        return worker
+
+
 # --- threads lent for a call -----------------------------------------------------------------------------------------
 
 
@@ -601,10 +644,12 @@ class _LentThread(Portal):
                 continue
             if call is None:
                 return
-            call._run_submitted()
+            _run_alone(call)
             # Not before: the callbacks of the call run here, too, and may wait for a call in a new thread.
             self.current = None
             del call
+            if asyncio._get_running_loop() is not None:
+                return  # the call left it behind, and the next call would be refused a loop of its own
             pool.idle.append(self)
 
 
@@ -666,7 +711,7 @@ def submit_to_new_thread(call: Call[T]) -> Call[T]:
 
 
 def shutdown(timeout: float = 5.0) -> None:
-    """End the engine's shared threads: the global loop, idle workers, the clock. What they run is cancelled.
+    """End the engine's shared threads: the global loop, workers, the clock. What they run is cancelled.
 
     From a thread that is none of them. They start anew when they are needed again; at the interpreter's exit this is
     done by itself.
@@ -678,6 +723,10 @@ def shutdown(timeout: float = 5.0) -> None:
     wait_for_global_loop_exit(timeout)
     with _globals_lock:
         lender, _lender = _lender, _Lender()
+        workers = list(_workers.values())
+        _workers.clear()
+    for worker in workers:
+        worker.shutdown(cancel=True, timeout=timeout)
     lender.shutdown(timeout)
     clock.stop()
 

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ipyportal import concurrency, sync
 from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.portals import Portal
-from ipyportal.concurrency.threads import WorkerThread
 from ipyportal.concurrency.waiters import ThreadInbox
 from ipyportal.notebook.cells import cell_number
 from ipyportal.notebook.display import register_formatters
@@ -47,7 +46,6 @@ class Extension(sync.Host):
         self.patch = PatchSwitch()
         self._live: LiveKernel | None = None
         self._magics: dict[tuple[str, str], Any] = {}  # with what they hide
-        self._threads: dict[str, WorkerThread] = {}
         self._undo: list[Callable[[], object]] = []
 
     def load(self) -> None:
@@ -88,18 +86,10 @@ class Extension(sync.Host):
                 table[kind][name] = before
         while self._undo:
             self._undo.pop()()
-        for thread in self._threads.values():
-            thread.shutdown(cancel=True, timeout=5.0)
         concurrency.shutdown()
 
     def launched(self, call: Call[Any]) -> Launched:
         return self.history.add(call, cell_number(self.shell))
-
-    def named_thread(self, name: str) -> WorkerThread:
-        """The worker thread of `name`, the same each time: for objects that belong to one thread."""
-        if name not in self._threads:
-            self._threads[name] = WorkerThread(name=f"ipyportal-{name}")
-        return self._threads[name]
 
     def report(self) -> Report:
         """What ``%portal`` shows."""

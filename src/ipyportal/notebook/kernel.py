@@ -199,7 +199,10 @@ class LiveKernel:
 
         @functools.wraps(run_code)
         async def run_code_and_convert(code_obj: Any, result: Any = None, **kwargs: Any) -> Any:
-            failed = await run_code(code_obj, result, **kwargs)
+            try:
+                failed = await run_code(code_obj, result, **kwargs)
+            finally:
+                self._put_loop_back()
             if shown:
                 interrupt = shown.pop()
                 if result is not None:
@@ -208,6 +211,15 @@ class LiveKernel:
 
         self._undo.append(replace(shell, "showtraceback", showtraceback))
         self._undo.append(replace(shell, "run_code", run_code_and_convert))
+
+    def _put_loop_back(self) -> None:
+        """Have the kernel's loop be the one that runs in its thread, whatever the cell did.
+
+        Objects of Playwright's sync API that are used outside of their thread leave theirs there: all later cells
+        would hang.
+        """
+        if self._loop is not None and threading.current_thread() is threading.main_thread():
+            asyncio._set_running_loop(self._loop)
 
     # --- comm messages while a cell is suspended ---------------------------------------------------------------------
 

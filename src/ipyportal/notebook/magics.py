@@ -17,6 +17,7 @@ from ipyportal import sync
 from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.threads import get_worker_thread
 from ipyportal.notebook.cells import Body, cell_number
 from ipyportal.notebook.display import CallsTable, CallView
 from ipyportal.sync import run
@@ -173,6 +174,7 @@ class PortalMagics(Magics):
 
         For libraries that refuse to run where a loop does. The variables are the notebook's; the last expression's
         value, what is printed, ``input()`` and the stop button are as in any cell. The notebook stays alive.
+        In functions, NAME's thread is ``get_worker_thread("NAME")``: run(fn, on=get_worker_thread("db")).
         """
         __tracebackhide__ = True
         options = self._parse(self.thread, line)
@@ -182,7 +184,7 @@ class PortalMagics(Magics):
             raise UsageError("%%thread runs synchronous code: await belongs to %%await or %%background")
         on: Any = "thread"
         if options.name is not None:
-            on = self._extension.named_thread(_identifier(options.name))
+            on = get_worker_thread(_identifier(options.name))
         return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on))
 
     # --- looking -----------------------------------------------------------------------------------------------------
