@@ -18,11 +18,13 @@ import pytest
 from nbformat import NotebookNode
 from nbformat.v4 import output_from_msg
 
+from tests.browser import need_browser
 from tests.notebook.kernel import Kernel, Message, Pending
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 CELL_TIMEOUT = 30.0
+WITH_A_BROWSER = ("sync_libraries",)
 OUTPUTS = ("stream", "display_data", "execute_result", "error")
 
 
@@ -81,6 +83,8 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_gives_the_outputs_that_are_stored_in_it(path: Path) -> None:
+    if path.stem in WITH_A_BROWSER:
+        need_browser()
     notebook = read(path)
     cells = code_cells(notebook)
     for cell, found in zip(cells, executed(notebook), strict=True):
