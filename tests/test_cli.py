@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,41 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: tuple[str, ...]) -> No
     run = ipyportal_command(*arguments)
     assert run.returncode == 2
     assert run.stderr.startswith("usage: ipyportal")
+
+
+def test_the_doctor_says_what_a_kernel_of_this_python_is() -> None:
+    run = ipyportal_command("doctor")
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^this is +a Jupyter kernel$", run.stdout, re.MULTILINE)
+    assert re.search(r"^a waiting cell is +suspended", run.stdout, re.MULTILINE)
+    assert re.search(r"^nest_asyncio +not applied$", run.stdout, re.MULTILINE)
+
+
+def test_the_doctor_speaks_json() -> None:
+    run = ipyportal_command("doctor", "--json")
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert found["ipyportal"] == ipyportal.__version__
+    assert found["Python"] == sys.version.split()[0]
+    assert "ipykernel" in found["packages"]
+
+
+def hide(package: str, folder: Path) -> dict[str, str]:
+    """The variables with which `package` cannot be imported."""
+    (folder / f"{package}.py").write_text(f"raise ImportError('{package} is hidden')")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
+
+
+def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
+    run = ipyportal_command("doctor", variables=hide("greenlet", tmp_path))
+    assert run.returncode == 0, run.stderr
+    assert re.search(r"^a waiting cell is +blocked: .*greenlet", run.stdout, re.MULTILINE)
+
+
+def test_the_doctor_fails_where_no_kernel_starts(tmp_path: Path) -> None:
+    run = ipyportal_command("doctor", variables=hide("ipykernel_launcher", tmp_path))
+    assert run.returncode == 1
+    assert "does not work in a kernel" in run.stderr
 
 
 def test_the_demo_shows_each_cell_with_its_outputs(tmp_path: Path) -> None:

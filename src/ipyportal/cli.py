@@ -1,14 +1,16 @@
 """The ``ipyportal`` command.
 
 ``ipyportal demo`` executes a notebook in a real kernel and shows it in the terminal, cell by cell.
-The kernel is started with the interpreter that runs this program, so that what is shown is what
-this environment does, whatever environment the installed kernelspecs point at.
+``ipyportal doctor`` says what is found in such a kernel, and what therefore works. The kernel is
+started with the interpreter that runs this program, so that what is shown is what this environment
+does, whatever environment the installed kernelspecs point at.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import os
 import re
 import sys
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ipyportal._version import __version__
+from ipyportal.doctor import examine, this_interpreter
 
 if TYPE_CHECKING:
     import nbclient
@@ -68,6 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="how long one cell may take (default: %(default)s)",
     )
     demo.set_defaults(command=_demo)
+    doctor = commands.add_parser(
+        "doctor",
+        help="say what is found here, and what therefore works",
+        description="Start a kernel with this Python, load the extension in it, and show what it says of itself: what "
+        "%%portal says in a notebook. The exit status is 1 if that could not be done.",
+    )
+    doctor.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+    doctor.set_defaults(command=_doctor)
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
@@ -99,6 +110,20 @@ def _demo(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - what is no notebook makes nbformat raise anything
         return _fail(f"{path} cannot be read as a notebook: {error}")
     return _execute(notebook, path, options.timeout)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    try:
+        found = examine()
+    except RuntimeError as error:
+        return _fail(f"ipyportal does not work in a kernel of {sys.executable}: {error}")
+    found = {"ipyportal": __version__, **found}
+    if options.json:
+        print(json.dumps(found, indent=2))
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{subject.ljust(width)}  {text}".rstrip() for subject, text in found.items()))
+    return 0
 
 
 def _quickstart() -> Path:
@@ -150,25 +175,12 @@ def _execute(notebook: NotebookNode, path: Path, timeout: int) -> int:
 
 
 def _client(notebook: NotebookNode, path: Path, timeout: int) -> nbclient.NotebookClient:
-    from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
-    launcher = [sys.executable, "-m", "ipykernel_launcher"]
-
-    class ThisInterpreter(AsyncKernelManager):
-        @property
-        def kernel_spec(self) -> KernelSpec:
-            return KernelSpec(
-                # Its own warnings would come between the cells.
-                argv=[*launcher, "-f", "{connection_file}", "--log-level=ERROR"],
-                display_name=f"Python ({sys.prefix})",
-                language="python",
-            )
-
     return NotebookClient(
         notebook,
-        kernel_manager_class=ThisInterpreter,
+        kernel_manager_class=this_interpreter(AsyncKernelManager),
         timeout=timeout,
         coalesce_streams=True,  # and a progress bar's last state only
         resources={"metadata": {"path": str(path.resolve().parent)}},
