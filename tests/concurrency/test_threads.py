@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import errno
 import os
 import sys
 import threading
@@ -124,6 +125,28 @@ def test_the_loop_is_the_factorys() -> None:
         assert started_on(portal, asyncio.get_running_loop).result() is made[0]
         assert portal.loop is made[0]
     assert made[0].is_closed()
+
+
+@pytest.mark.skipif(not hasattr(os, "eventfd"), reason="there is none")
+def test_a_loop_thread_does_without_an_eventfd(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "eventfd", refuse)
+    with EventLoopThread() as portal:
+        assert started_on(portal, asyncio.sleep, 0.001, "slept").result() == "slept"
+
+
+class WithoutReaders(asyncio.SelectorEventLoop):
+    """As the loops of Windows are."""
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:
+        raise NotImplementedError
+
+
+def test_a_loop_thread_does_without_readers() -> None:
+    with EventLoopThread(loop_factory=WithoutReaders) as portal:
+        assert started_on(portal, asyncio.sleep, 0.001, "slept").result() == "slept"
 
 
 def test_uvloop_is_a_loop_factory(uvloop: Any) -> None:
@@ -786,6 +809,7 @@ FORKING = """
 import os, sys, threading, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # a fork in a process with threads is what this is about
 import asyncio
+import errno
 from ipyportal.concurrency import *
 
 def check():

@@ -453,7 +453,10 @@ class _Bell:
         self._lock = threading.RLock()
         self._fd: int | None = None
         if hasattr(os, "eventfd"):
-            fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            try:
+                fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            except OSError:
+                return  # no more files may be open
             try:
                 self._context.run(loop.add_reader, fd, self._answer)
                 self._fd = fd
