@@ -82,6 +82,24 @@ class Ticks:
             self.count += 1
 
 
+def test_a_patch_that_is_not_entered_says_so() -> None:
+    unused = patch_asyncio()
+    assert "does nothing" in repr(unused)
+    with pytest.warns(RuntimeWarning, match="with patch_asyncio"):
+        del unused
+    assert not patching.patched()
+
+
+def test_the_patch_decorates_functions() -> None:
+    @patch_asyncio()
+    def patched() -> bool:
+        return patching.patched()
+
+    assert patched()
+    assert patched()
+    assert not patching.patched()
+
+
 # --- asyncio.run -----------------------------------------------------------------------------------------------------
 
 

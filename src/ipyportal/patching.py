@@ -19,10 +19,12 @@ import functools
 import inspect
 import sys
 import threading
+import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
+from contextlib import ContextDecorator
+from types import TracebackType
+from typing import Any, TypeVar
 
 from ipyportal import sync
 from ipyportal.concurrency import turns
@@ -33,6 +35,9 @@ from ipyportal.concurrency.threads import WorkerThread
 from ipyportal.sync import RULE, run
 
 __all__ = ["PatchSwitch", "patch_asyncio", "patched", "report"]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 # --- a loop that runs in a thread of its own -------------------------------------------------------------------------
@@ -193,7 +198,10 @@ def _why_not() -> str:
     if not any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
         return f"it is in a task, and the turns of {_name(loop)} are not patched"
     if not turns.made_in_turns(task):
-        return "its task was made before the patch came on, or not by create_task(); later tasks and cells can be"
+        return (
+            "its task was made before the patch came on, as that of the cell that loads the extension, or not by "
+            "create_task(); later tasks and cells can be"
+        )
     return "the patch came on in this very turn of the loop"
 
 
@@ -291,8 +299,36 @@ def _of_loop(loop: asyncio.AbstractEventLoop, future: Any) -> Any:
 # --- on and off ------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def patch_asyncio() -> Iterator[None]:
+class _Patch(ContextDecorator):
+    """A block in which asyncio is patched."""
+
+    _used = False
+
+    def __enter__(self) -> None:
+        self._used = True
+        _enter()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        _leave()
+
+    def __call__(self, func: F) -> F:
+        self._used = True
+        return super().__call__(func)
+
+    def __repr__(self) -> str:
+        return f"<patch_asyncio(): {_UNUSED if not self._used else 'for a `with` block, or a function'}>"
+
+    def __del__(self) -> None:
+        if not self._used:
+            warnings.warn(f"patch_asyncio() alone {_UNUSED}", RuntimeWarning, stacklevel=2)
+
+
+_UNUSED = "does nothing; type `with patch_asyncio():`, or %portal patch on for all cells that follow"
+
+
+def patch_asyncio() -> _Patch:
     """Have ``asyncio.run()`` and the like work in a ``with`` block where a loop runs already. From any thread.
 
     In the whole process: `asyncio.run`, `asyncio.Runner.run` and ``loop.run_until_complete``, called in a task of a
@@ -305,11 +341,7 @@ def patch_asyncio() -> Iterator[None]:
     which the extension is not loaded. Code that has taken the name before (``from asyncio import run``) keeps asyncio's
     own.
     """
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
+    return _Patch()
 
 
 class PatchSwitch:

@@ -305,6 +305,14 @@ def test_the_notebook_goes_on_while_a_thread_works(shared: Kernel) -> None:
         shared.execute("ticker.cancel()")
 
 
+@pytest.mark.parametrize("name", ["my-db", "'my db'"])
+def test_a_thread_may_have_any_name(shared: Kernel, name: str) -> None:
+    shared.execute(f"%%thread --name {name}\nimport threading\nhere = threading.get_ident()")
+    shared.execute("from ipyportal import get_worker_thread")
+    text = name.strip("'")
+    assert shared.value(f"run(threading.get_ident, on=get_worker_thread({text!r})) == here") is True
+
+
 def test_a_named_thread_is_the_same_each_time(shared: Kernel) -> None:
     shared.value("%%thread --name db\nimport sqlite3\nconnection = sqlite3.connect(':memory:')")
     shared.value("%%thread --name db\nconnection.execute('create table t (x)')\nNone")
@@ -433,7 +441,7 @@ def test_a_syntax_error_names_the_line_of_the_cell_and_nothing_runs(shared: Kern
         ("%%background not-a-name\nran = True", "'not-a-name'"),
         ("%%background --on mars\nran = True", "mars"),
         ("%%thread --name\nran = True", "--name"),
-        ("%%thread --name a-b\nran = True", "'a-b'"),
+        ("%%thread --name ''\nran = True", "--name needs a name"),
         ("%%thread --on loop\nran = True", "--on"),
         ("%calls destroy", "destroy"),
         ("%calls cancel", "cancel which"),

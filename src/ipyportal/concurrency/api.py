@@ -90,7 +90,9 @@ def wait_for(
     """Submit `call`, and wait for it in synchronous code: suspended where that is possible, else blocked."""
     __tracebackhide__ = True
     if can_suspend():
-        return suspend(await_for(submit, call, done_callbacks, contexts))
+        waiting = await_for(submit, call, done_callbacks, contexts)
+        waiting.__qualname__ = call.name  # type: ignore[attr-defined]  # what messages call it
+        return suspend(waiting)
     waiter = SyncWaiter(call)
     for callback in done_callbacks or ():
         waiter.add_done_callback(cast_to_call(callback))

@@ -184,7 +184,10 @@ class PortalMagics(Magics):
             raise UsageError("%%thread runs synchronous code: await belongs to %%await or %%background")
         on: Any = "thread"
         if options.name is not None:
-            on = get_worker_thread(_identifier(options.name))
+            name = options.name.strip("\"'")
+            if not name:
+                raise UsageError("--name needs a name")
+            on = get_worker_thread(name)
         return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on))
 
     # --- looking -----------------------------------------------------------------------------------------------------
