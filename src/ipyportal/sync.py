@@ -109,7 +109,7 @@ def set_route(on: Route | None) -> None:
 def _check_route(on: Any) -> None:
     if on is not None and on is not RULE and on not in _NAMES and not isinstance(on, Portal):
         raise (ValueError if isinstance(on, str) else TypeError)(
-            f'on= must be "kernel", "loop", "thread", "nested" or a Portal, not {on!r}'
+            f'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not {on!r}'
         )
 
 

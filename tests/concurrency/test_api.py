@@ -24,6 +24,7 @@ from ipyportal.concurrency import (
     get_global_loop,
     in_global_loop,
 )
+from ipyportal.concurrency.api import wait_for
 
 from .helpers import PATIENCE, Gate, soon
 
@@ -389,3 +390,12 @@ def test_a_wait_on_the_loops_own_thread_where_nothing_can_be_suspended_is_told_a
     told = answers.result(PATIENCE)
     assert len(told) == 2
     assert all("would never end" in text for text in told)
+
+
+def test_a_call_that_is_refused_is_not_over() -> None:
+    portal = EventLoopThread("gone")
+    portal.shutdown()
+    ran: list[int] = []
+    with pytest.raises(RuntimeError, match="was shut down"):
+        wait_for(portal.submit, create_call(int), done_callbacks=[lambda: ran.append(1)])
+    assert ran == []

@@ -444,6 +444,22 @@ def test_deadlines_that_are_not_reached_are_forgotten() -> None:
     assert len(clock._heap) < 1000
 
 
+def test_a_deadline_behind_a_cancelled_one_does_not_wake_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    # With the cancelled one taken out when the clock comes by, the next would be the earliest again: so would be each.
+    from ipyportal.concurrency.deadlines import clock
+
+    now = time.monotonic()
+    clock.cancel(clock.call_at(now + LONG, spin))
+    for _ in range(2):  # when the second is called, the clock has looked at what lies behind the first
+        reached = Gate()
+        clock.call_at(now, reached.set)
+        reached.pass_through()
+    woken: list[bool] = []
+    monkeypatch.setattr(clock._changed, "notify", lambda: woken.append(True))
+    clock.cancel(clock.call_at(now + LONG + 1, spin))
+    assert woken == []
+
+
 @pytest.mark.parametrize("make", [cancel_sync_after, cancel_async_after])
 @pytest.mark.parametrize(("seconds", "error"), [(-1, ValueError), (float("nan"), ValueError), ("1", TypeError)])
 def test_a_time_that_is_none_is_refused(make: Callable[..., Any], seconds: Any, error: type[Exception]) -> None:

@@ -562,6 +562,14 @@ def test_a_cancelled_call_that_waits_for_another_cancels_that_and_waits_for_its_
     assert order == ["inner", "outer"]
 
 
+def test_a_call_in_a_lent_thread_that_waits_for_itself_is_told() -> None:
+    def work() -> None:
+        wait_for(lambda call: call, current_call())
+
+    with soon(), pytest.raises(RuntimeError, match="it is this very code that waits"):
+        from_sync.call_in_new_thread(work)
+
+
 def test_a_call_that_was_submitted_just_before_its_caller_was_cancelled_is_not_left_running() -> None:
     # The race: the request comes after the call was submitted and before the wait for it has begun.
     cleaned: list[str] = []

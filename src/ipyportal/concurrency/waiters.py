@@ -241,7 +241,7 @@ class SyncWaiter(Waiter[T]):
             RuntimeError: The wait could never end, because this thread is the one that must run the call.
         """
         call = self._call
-        if submit is None:
+        if submit is None or call._portal is not None:  # else it has not begun
             call._check_wait()
         call._when_done(self._inbox.put)
         thread = interruptible_thread()
@@ -256,7 +256,11 @@ class SyncWaiter(Waiter[T]):
                 call.cancel()
             try:
                 if submit is not None:
-                    submit(call)
+                    try:
+                        submit(call)
+                    except Exception:
+                        self._done_callbacks = ()  # it was refused: it did not begin, and is not over
+                        raise
                 if call._portal is not None:
                     call._portal._check_wait(call)
                 self._serve()
