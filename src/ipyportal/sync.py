@@ -408,6 +408,11 @@ def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) ->
         return future.result()
     if loop.is_closed():
         raise RuntimeError("Event loop is closed")
+    if not here and loop is asyncio._get_running_loop():
+        raise RuntimeError(
+            f"waiting here for a {type(future).__name__} of this thread's own loop would never end: the wait would "
+            f"block that loop, because its caller cannot be suspended here. {host.advice()}"
+        )
     if not loop.is_running() and asyncio._get_running_loop() is None:
         # Nobody else runs it: a task made by an `await` cell of terminal IPython, say.
         with host.blocking():

@@ -1,0 +1,33 @@
+"""`run` where it is called without the extension: a script, pytest, a loop's own thread."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ipyportal import run
+
+
+async def soon() -> int:
+    await asyncio.sleep(0)
+    return 1
+
+
+def test_a_task_of_the_loop_that_the_wait_would_block_is_refused_with_the_remedy() -> None:
+    async def main() -> None:
+        task = asyncio.create_task(soon())
+        with pytest.raises(RuntimeError, match="Task of this thread's own loop would never end.*%load_ext ipyportal"):
+            run(task)
+        assert await task == 1
+
+    asyncio.run(main())
+
+
+def test_a_task_that_is_done_gives_its_result_also_there() -> None:
+    async def main() -> int:
+        task = asyncio.create_task(soon())
+        await task
+        return run(task)
+
+    assert asyncio.run(main()) == 1
