@@ -477,9 +477,9 @@ def test_the_pool_holds_no_more_greenlets_than_were_needed_at_once() -> None:
 
         for _ in range(5):
             await asyncio.gather(*(make_task(one()) for _ in range(20)))
-        return len(suspension._local.pool)
+        return len(interruptible_thread().idle)
 
-    suspension._local.pool.clear()
+    interruptible_thread().idle.clear()
     assert asyncio.run(main()) <= 21
 
 
@@ -490,9 +490,9 @@ def test_a_task_without_synchronous_waits_shares_one_greenlet_with_all_others() 
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(make_task(one()) for _ in range(50)))
-        return len(suspension._local.pool)
+        return len(interruptible_thread().idle)
 
-    suspension._local.pool.clear()
+    interruptible_thread().idle.clear()
     assert asyncio.run(main()) <= 2
 
 
@@ -522,7 +522,7 @@ def test_an_idle_greenlet_holds_nothing() -> None:
             del task, thing
             gc.collect()
             assert reference() is None
-        assert suspension._local.pool
+        assert interruptible_thread().idle
 
     asyncio.run(main())
 

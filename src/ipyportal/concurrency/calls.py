@@ -70,27 +70,32 @@ class Call(Generic[T]):
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
     """
 
-    # Defaults of the class: many calls may be in flight, and most have few of these of their own.
-    fn: Callable[..., Any] | None
-    args: tuple[Any, ...] | None
-    kwargs: dict[str, Any] | None
-    _state = _PENDING
-    _over = False  # whether that is final
-    _value: Any = None
-    _traceback: types.TracebackType | None = None
-    _callbacks: list[Callable[[Any], object]] | None = None
-    _timeout: float | None = None
-    _deadline: float | None = None
-    _ending: State | None = None
-    _interrupt = Interrupt.NONE
-    _greenlet: weakref.ref[Any] | None = None
-    _thread: InterruptibleThread | None = None
-    _task: asyncio.Task[None] | None = None
-    _timer: Timer | None = None
-    _portal: Portal | None = None
-    _waiter: Waiter[Any] | None = None
-    _future: _CallFuture[T] | None = None
-    _name: str | None = None
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_context",
+        "_deadline",
+        "_ending",
+        "_future",
+        "_greenlet",
+        "_interrupt",
+        "_lock",
+        "_name",
+        "_over",
+        "_parent",
+        "_portal",
+        "_state",
+        "_task",
+        "_thread",
+        "_timeout",
+        "_timer",
+        "_traceback",
+        "_value",
+        "_waiter",
+        "args",
+        "fn",
+        "kwargs",
+    )
 
     def __init__(
         self,
@@ -102,11 +107,28 @@ class Call(Generic[T]):
             raise TypeError(
                 f"a call needs a function, not {type(fn).__name__}; an awaitable can be given to ipyportal.run()"
             )
-        self.fn = fn
-        self.args = args
+        self.fn: Callable[..., Any] | None = fn
+        self.args: tuple[Any, ...] | None = args
         self.kwargs = kwargs
         self._context: contextvars.Context | None = contextvars.copy_context()
         self._parent = _current.get()
+        self._name: str | None = None
+        self._portal: Portal | None = None
+        self._state = _PENDING
+        self._over = False  # whether that is final
+        self._ending: State | None = None  # what it was asked to end as
+        self._value: Any = None
+        self._traceback: types.TracebackType | None = None
+        self._callbacks: list[Callable[[Any], object]] | None = None
+        self._future: _CallFuture[T] | None = None
+        self._waiter: Waiter[Any] | None = None
+        self._timeout: float | None = None
+        self._deadline: float | None = None
+        self._timer: Timer | None = None
+        self._thread: InterruptibleThread | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._interrupt = Interrupt.NONE
+        self._greenlet: weakref.ref[Any] | None = None
         # Reentrant: a signal handler may cancel the very call whose state its thread is changing.
         self._lock = threading.RLock()
 
@@ -715,14 +737,8 @@ class CallCoroutine(Suspendable[None]):
     that ends it. It raises nothing: the task always ends well.
     """
 
-    _call: Call[Any] | None
-    _inner: Coroutine[Any, Any, Any] | None = None
-    _task: asyncio.Task[None] | None = None
-    _running: set[asyncio.Task[None]] | None = None
-    _context: contextvars.Context | None = None  # the call's, where the task has another
-    _untimed = False  # it has a deadline, and has not waited yet
-    _alone = False  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
-    _begun = False
+    __slots__ = ("_alone", "_begun", "_call", "_context", "_in_greenlets", "_running", "_untimed")
+    _inner: Coroutine[Any, Any, Any] | None
 
     def __init__(
         self,
@@ -733,14 +749,15 @@ class CallCoroutine(Suspendable[None]):
         context: contextvars.Context | None = None,
         alone: bool = False,
     ) -> None:
-        self._call = call
+        super().__init__(None if awaitable is None else _as_coroutine(awaitable))
+        self._call: Call[Any] | None = call
         self._running = running
         # A call that has begun, because `Call.run` called the function, belongs to whoever awaits the rest.
         self._in_greenlets = awaitable is None and greenlets_available()
-        if awaitable is not None:
-            self._inner = _as_coroutine(awaitable)
-            self._context = context
-            self._alone = alone
+        self._context = context  # the call's, where the task has another
+        self._alone = alone  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
+        self._untimed = False  # it has a deadline, and has not waited yet
+        self._begun = False
 
     def send(self, value: Any) -> Any:
         answer = self._step(self._advance, value) if self._in_greenlets else self._answer(self._advance(value))

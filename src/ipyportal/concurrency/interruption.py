@@ -139,14 +139,32 @@ class Wait(Shield):
 class InterruptibleThread:
     """What the engine runs in one thread, innermost last, and the one way to interrupt it.
 
+    It is also what `suspension` knows of the thread, in `stepping` and `idle`: it is looked up but once for each step.
+
     All methods but `request` are called by that thread itself. The lock orders a request against the end of what it
     is for: an interrupt is sent only while its target is on the stack, and what was sent too late is taken back
     before the target is left. So it never hits code after its target.
     """
 
-    __slots__ = ("_asked", "_handler", "_ident", "_lock", "_loop_has_until", "_signals", "_stack", "_told", "_told_in")
+    __slots__ = (
+        "_asked",
+        "_handler",
+        "_ident",
+        "_lock",
+        "_loop_has_until",
+        "_signals",
+        "_stack",
+        "_told",
+        "_told_in",
+        "idle",
+        "stepping",
+    )
 
     def __init__(self) -> None:
+        self.stepping: Any = None
+        """The suspendable coroutine whose step this thread is in."""
+        self.idle: list[Any] = []
+        """Greenlets that wait for a step to run."""
         self._ident = threading.get_ident()
         # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
         self._lock = threading.RLock()

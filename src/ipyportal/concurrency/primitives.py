@@ -9,8 +9,6 @@ __all__ = ["CoroutineWrapper", "as_exception"]
 
 T = TypeVar("T")
 
-_SHOWN = frozenset({"__name__", "__qualname__", "cr_await", "cr_code", "cr_frame", "cr_running"})
-
 
 def as_exception(typ: Any, val: Any = None, tb: Any = None) -> BaseException:
     """The exception that the arguments of a coroutine's ``throw`` mean."""
@@ -28,6 +26,7 @@ class CoroutineWrapper(Coroutine[Any, Any, T]):
     step, and between the loop and each step.
     """
 
+    __slots__ = ("_inner",)
     _inner: Any
 
     def __await__(self) -> Generator[Any, None, T]:
@@ -47,8 +46,27 @@ class CoroutineWrapper(Coroutine[Any, Any, T]):
             except BaseException as exc:  # noqa: BLE001 - thrown in by who awaits this, and passed on
                 advance, argument = self.throw, exc
 
-    def __getattr__(self, name: str) -> Any:
-        # asyncio's and debuggers' views of a task look at its coroutine: they see the code that runs in it.
-        if name in _SHOWN and self._inner is not None:
-            return getattr(self._inner, name)
-        raise AttributeError(name)
+    # asyncio's and debuggers' views of a task look at its coroutine: they see the code that runs in it. These are
+    # properties, because with a `__getattr__` the interpreter would look up each attribute the long way. There can be
+    # none for `__qualname__`, which is the class's own; without that they take `__name__`.
+
+    @property
+    def __name__(self) -> str:
+        inner = self._inner
+        return getattr(inner, "__qualname__", None) or inner.__name__  # type: ignore[no-any-return]
+
+    @property
+    def cr_await(self) -> Any:
+        return self._inner.cr_await
+
+    @property
+    def cr_code(self) -> Any:
+        return self._inner.cr_code
+
+    @property
+    def cr_frame(self) -> Any:
+        return self._inner.cr_frame
+
+    @property
+    def cr_running(self) -> Any:
+        return self._inner.cr_running

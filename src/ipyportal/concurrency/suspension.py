@@ -29,13 +29,11 @@ from __future__ import annotations
 
 import asyncio
 import sys
-import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from types import CoroutineType
 from typing import Any, TypeVar
 
-from ipyportal.concurrency.interruption import Interruptible, interruptible_thread
-from ipyportal.concurrency.interruption import _local as _interruptible
+from ipyportal.concurrency.interruption import Interruptible, _local, interruptible_thread
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 
 try:
@@ -129,18 +127,6 @@ class _Rest(CoroutineWrapper[Any]):
         self._inner.close()
 
 
-class _Local(threading.local):
-    """What a thread knows: the task whose step it is in, and its idle greenlets."""
-
-    current: Suspendable[Any] | None = None
-
-    def __init__(self) -> None:
-        self.pool: list[Any] = []
-
-
-_local = _Local()
-
-
 OVER: Any = object()
 """What a step gives that ends its coroutine without a result, in place of raising StopIteration."""
 
@@ -171,7 +157,8 @@ def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pra
 
 def _borrow() -> Any:
     """A greenlet of the thread's pool, with the current context. Give it ``switch(step, value, root)``."""
-    borrowed = _local.pool.pop() if _local.pool else _new_greenlet()
+    idle = interruptible_thread().idle
+    borrowed = idle.pop() if idle else _new_greenlet()
     borrowed.gr_context = _getcurrent().gr_context
     return borrowed
 
@@ -187,18 +174,17 @@ def _new_greenlet() -> Any:
 class Suspendable(CoroutineWrapper[T]):
     """A coroutine in whose steps synchronous code can be suspended. Give it to a task in place of `coro`."""
 
-    # Defaults of the class: an instance is made for each call, and has few of them of its own.
-    _inner: Any
-    _greenlet: Any = None  # that of suspended code: a step's, or one that code in the step made
-    _kept: Any = None  # the borrowed greenlet, if it is kept beyond the step
-    _root: Any = None  # where the present step came from, and goes back to
-    _task: asyncio.Task[Any] | None = None
-    _depth = 0
-    _asked_to_stop = False
-    _proxy: _Proxy | None = None
+    __slots__ = ("_asked_to_stop", "_depth", "_greenlet", "_kept", "_proxy", "_root", "_task")
 
-    def __init__(self, coro: Coroutine[Any, Any, T]) -> None:
+    def __init__(self, coro: Coroutine[Any, Any, T] | None) -> None:
         self._inner = coro
+        self._greenlet: Any = None  # that of suspended code: a step's, or one that code in the step made
+        self._kept: Any = None  # the borrowed greenlet, if it is kept beyond the step
+        self._root: Any = None  # where the present step came from, and goes back to
+        self._task: asyncio.Task[Any] | None = None
+        self._depth = 0  # of the thread's stack, below the present step
+        self._asked_to_stop = False
+        self._proxy: _Proxy | None = None
 
     @property
     def task(self) -> asyncio.Task[Any] | None:
@@ -243,13 +229,12 @@ class Suspendable(CoroutineWrapper[T]):
 
     def _step(self, step: Callable[[Any], Any] | None, value: Any) -> Any:
         """Run one step of the coroutine in a greenlet; `step` None raises `value` in suspended code."""
-        local = _local
+        thread = _local.interruptible or interruptible_thread()
         if self._task is None:
             self._task = asyncio.current_task()
-        outer, local.current = local.current, self
+        outer, thread.stepping = thread.stepping, self
         self._root = root = _getcurrent()
-        thread = _interruptible.interruptible
-        self._depth = 0 if thread is None else len(thread._stack)
+        self._depth = len(thread._stack)
         suspended = self._greenlet
         try:
             if suspended is not None:
@@ -260,14 +245,14 @@ class Suspendable(CoroutineWrapper[T]):
             else:
                 borrowed = self._kept
                 if borrowed is None:
-                    borrowed = local.pool.pop() if local.pool else _new_greenlet()
+                    borrowed = thread.idle.pop() if thread.idle else _new_greenlet()
                     self._kept = borrowed
                 borrowed.gr_context = root.gr_context
                 del suspended
                 answer = borrowed.switch(step, value, root)
                 del borrowed
         finally:
-            local.current = outer
+            thread.stepping = outer
             self._root = None
         if self._greenlet is not None:
             return answer  # what the suspended code waits for
@@ -277,7 +262,7 @@ class Suspendable(CoroutineWrapper[T]):
             # One that was started within another step has started with that step's depth of recursion, and would
             # leave later steps less of it.
             if outer is None:
-                local.pool.append(borrowed)
+                thread.idle.append(borrowed)
         elif answer is not OVER and type(answer) is not _Raised:
             self._kept = borrowed  # somebody may switch to it
         if answer is OVER:
@@ -371,7 +356,8 @@ def suspendable(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
 
 def current_suspendable() -> Suspendable[Any] | None:
     """The suspendable coroutine in whose step this thread is."""
-    return _local.current
+    thread = _local.interruptible
+    return None if thread is None else thread.stepping
 
 
 _elsewhere: Callable[[], Any] | None = None
@@ -380,9 +366,10 @@ _elsewhere: Callable[[], Any] | None = None
 
 def suspendable_here() -> Any:
     """What can suspend the code that asks, by its ``drive``: the suspendable coroutine that it runs in; or None."""
-    current = _local.current
+    thread = _local.interruptible
     if (
-        current is not None
+        thread is not None
+        and (current := thread.stepping) is not None
         # Not in another task that runs inside a step of this one: an eager task's first step, or a loop that was
         # started inside another.
         and asyncio._get_running_loop() is not None

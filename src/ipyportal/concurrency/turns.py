@@ -129,7 +129,7 @@ class Turns:
             worker, came.worker = came.worker, None
             # Not if somebody else refers to it, who may switch to it: see `_leave`.
             if sys.getrefcount(worker) <= suspension._OWN_REFERENCES:
-                suspension._local.pool.append(worker)
+                interruptible_thread().idle.append(worker)
             if came.raised is not None:
                 raise came.raised.error
 
@@ -213,7 +213,7 @@ class Turns:
         return result
 
     def _suspend(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], awaited: asyncio.Task[Any]) -> None:
-        thread, local, turn, stepped = interruptible_thread(), suspension._local, self.turn, task.get_coro()
+        thread, turn, stepped = interruptible_thread(), self.turn, task.get_coro()
         assert turn is not None
         assert isinstance(stepped, _Stepped)
         try:
@@ -234,14 +234,14 @@ class Turns:
         awaited.add_done_callback(resume)
         wait = _Wait(task, awaited)
         self._waits.append(wait)
-        current, local.current = local.current, None
+        stepping, thread.stepping = thread.stepping, None
         asyncio.tasks._leave_task(loop, task)
         turn.broken = True
         try:
             self._leave(self._back.pop().switch, (_SUSPENDED,), _is_resumed)
         finally:
             asyncio.tasks._enter_task(loop, task)
-            local.current = current
+            thread.stepping = stepping
             self._waits.remove(wait)
             if taken:
                 thread.resume(taken)
