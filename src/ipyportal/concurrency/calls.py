@@ -220,8 +220,7 @@ class Call(Generic[T]):
         # before the request: who waits may be gone, and have ended the clock, as soon as the code has been told.
         clock.remind(GRACE, self._abandon)
         told_thread = thread is not None and thread.request(self)
-        if not told_thread and task is not None:
-            self._interrupt = Interrupt.SENT
+        if not told_thread and task is not None and self._to_be_told():
             try:
                 task.get_loop().call_soon_threadsafe(self._cancel_task, task, waiter)
                 waiter = None
@@ -230,6 +229,14 @@ class Call(Generic[T]):
         if waiter is not None:
             waiter._cancel_sent_back()
         return True
+
+    def _to_be_told(self) -> bool:
+        """Whether the task is still to be told. In its own thread the hand-over may have done it just now."""
+        with self._lock:
+            if self._interrupt is Interrupt.NOTICED:
+                return False
+            self._interrupt = Interrupt.SENT
+            return True
 
     def _cancel_task(self, task: asyncio.Task[None], waiter: Waiter[Any] | None) -> None:
         # Not if the hand-over from the synchronous part has done it meanwhile: a request interrupts once.
@@ -362,7 +369,8 @@ class Call(Generic[T]):
                     with asyncio.Runner() as runner:
                         runner.run(CallCoroutine(self, awaitable=result, alone=True), context=context)
                 except BaseException as exc:  # noqa: BLE001 - Ctrl-C, or what tasks that were left behind raise
-                    if not self._fail(exc):
+                    # A cancel that came in the last step ends the task alone.
+                    if not self._fail(exc) and not isinstance(exc, asyncio.CancelledError):
                         report(exc, f"what {self!r} left behind failed")
         finally:
             self = result = None  # type: ignore[assignment]  # as in `_invoke`
@@ -909,10 +917,12 @@ class CallCoroutine(Suspendable[None]):
 
     def _hand_over(self, call: Call[Any]) -> None:
         """What the synchronous part was asked and did not notice any more, the asynchronous part is asked."""
-        if call._ending is not None and call._interrupt is not Interrupt.NOTICED:
+        with call._lock:
+            if call._ending is None or call._interrupt is Interrupt.NOTICED:
+                return
             call._interrupt = Interrupt.NOTICED
-            if self._task is not None:
-                cancel_task(self._task)
+        if self._task is not None:
+            cancel_task(self._task)
 
     def _over(self) -> None:
         if self._running is not None:

@@ -447,6 +447,17 @@ class EventLoopThread(_ThreadPortal):
         ready.set_result(None)
         await self._ending.wait()
         self._drain()
+        await self._finish_calls()
+        for call in reversed(self._shutdown_calls):
+            start_on_loop(call, loop, self._running)
+            if self._running:
+                await asyncio.wait(list(self._running))
+        with self._lock:
+            self._phase = _Phase.CLOSED
+        # Calls that came in the last moment. They too are waited for: the Runner would cancel them in their clean-up.
+        await self._finish_calls()
+
+    async def _finish_calls(self) -> None:
         while self._running:
             if self._cancel_at_end:
                 for task in list(self._running):
@@ -458,10 +469,6 @@ class EventLoopThread(_ThreadPortal):
             stop = asyncio.ensure_future(self._ending.wait())  # woken by a shutdown(cancel=True) after a patient one
             await asyncio.wait([*self._running, stop], return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-        for call in reversed(self._shutdown_calls):
-            start_on_loop(call, loop, self._running)
-            if self._running:
-                await asyncio.wait(list(self._running))
 
     def _wake_main(self) -> None:
         self._ending.set()
