@@ -470,7 +470,8 @@ class Call(Generic[T]):
     def add_done_callback(self, fn: Callable[[Call[T]], object]) -> None:
         """Call ``fn(call)`` when the call is over, in the thread that ends it; now, if it is over.
 
-        What `fn` raises is reported through `sys.unraisablehook`; other callbacks still run.
+        What `fn` raises is reported, through `sys.unraisablehook` if one was set, else on stderr; other callbacks still
+        run. No lock is held meanwhile. It should not block: the thread has other calls to run.
         """
 
         def callback(call: Call[T]) -> None:

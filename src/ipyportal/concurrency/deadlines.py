@@ -123,6 +123,7 @@ class Clock:
         with self._lock:
             # Not a flag: after a stop another thread may be the clock before this one has looked.
             while self._thread is threading.current_thread():
+                # These end with an earlier deadline, with `stop`, or at the earliest deadline.
                 if not self._heap:
                     self._changed.wait()
                     continue
@@ -145,6 +146,7 @@ class Clock:
             self._heap.clear()
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
+            # Ends: what the clock calls is short, and calls no user code.
             thread.join()
 
 

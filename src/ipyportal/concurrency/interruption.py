@@ -587,7 +587,10 @@ _SLICE = 0.1 if sys.platform == "win32" else None
 
 
 def block(inbox: queue.SimpleQueue[T], timeout: float | None) -> T:
-    """Block this thread for the next item of `inbox`, without looking at what its code is asked."""
+    """Block this thread for the next item of `inbox`, without looking at what its code is asked.
+
+    It ends with an item or after `timeout`: who calls it sees to it that one of them comes.
+    """
     if _SLICE is None:
         return inbox.get(True, timeout)
     deadline = math.inf if timeout is None else time.monotonic() + timeout

@@ -166,7 +166,8 @@ class WorkerThread(_ThreadPortal):
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while it runs.
+        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
+            clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end.
     """
 
@@ -257,9 +258,12 @@ class EventLoopThread(_ThreadPortal):
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while it runs.
+        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
+            clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end when it is over.
         loop_factory: Makes the loop; `asyncio.new_event_loop` if None. ``uvloop.new_event_loop`` works.
+
+    A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
     """
 
     _kind = "loop"
