@@ -84,6 +84,15 @@ def test_the_config_loads_the_extension_before_the_first_cell(tmp_path: Path) ->
     assert reply.result == "['the loop went on']", f"{reply.stderr}\n{kernel.log()}"
 
 
+def test_each_promise_names_a_test_that_there_is() -> None:
+    section = TEXT.partition("## What it promises\n")[2].partition("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")][1:]
+    assert rows
+    for _, test in rows:
+        path, name = test.split("::")
+        assert f"\ndef {name}(" in ROOT.joinpath(path).read_text(encoding="utf-8"), test
+
+
 def test_the_files_that_it_links_to_are_there() -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", TEXT)
     assert links

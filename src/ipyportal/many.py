@@ -26,7 +26,7 @@ from ipyportal.concurrency import interruption
 from ipyportal.concurrency.api import await_for
 from ipyportal.concurrency.calls import Call, _as_coroutine, current_call, name_of
 from ipyportal.concurrency.deadlines import check_timeout
-from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
+from ipyportal.concurrency.primitives import CoroutineWrapper, add_note, as_exception
 from ipyportal.concurrency.suspension import suspendable
 from ipyportal.concurrency.threads import LoopPortal, WorkerThread, submit_to_new_thread
 from ipyportal.steps import Steps, Stream
@@ -355,7 +355,7 @@ class Results(Stream[T]):
         except StopIteration:
             self._exhausted = True
         except BaseException as exc:
-            exc.add_note(f"ipyportal: raised by what map was given, asked for item {self._given + len(items)}")
+            add_note(exc, f"ipyportal: raised by what map was given, asked for item {self._given + len(items)}")
             raise
         self._given += len(items)
         return items
@@ -377,7 +377,7 @@ class Results(Stream[T]):
         error: BaseException = outcome.value
         if outcome.number is not None:
             arguments = ", ".join(reprlib.repr(argument) for argument in outcome.item)
-            error.add_note(f"ipyportal: item {outcome.number} of map: {self._name}({arguments})")
+            add_note(error, f"ipyportal: item {outcome.number} of map: {self._name}({arguments})")
         if isinstance(error, KeyboardInterrupt):
             # The stop button hit an item's code on the kernel's thread. The cell, which was suspended, has been asked
             # to end, too: that is done by this, and must not cancel what comes after it.
@@ -509,11 +509,12 @@ def _collect(results: Results[T]) -> list[T]:
 def _attach(exc: BaseException, finished: dict[int, Any]) -> None:
     try:
         exc.finished = finished  # type: ignore[attr-defined]
-    except (AttributeError, TypeError):  # one with slots
+    except Exception:  # noqa: BLE001 - one with slots, a frozen dataclass
         return
-    exc.add_note(
+    add_note(
+        exc,
         f"ipyportal: {len(finished)} results are kept: `finished` of this exception (in a notebook, "
-        "sys.last_value.finished) is a dict of them by the numbers of their items"
+        "sys.last_value.finished) is a dict of them by the numbers of their items",
     )
 
 

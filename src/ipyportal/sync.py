@@ -11,8 +11,8 @@ import signal
 import threading
 import types
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, Literal, TypeVar, cast, overload
 
 from ipyportal.concurrency.api import wait_for
@@ -20,6 +20,7 @@ from ipyportal.concurrency.calls import Call, State, name_of
 from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.primitives import add_note
 from ipyportal.concurrency.suspension import suspend, suspendable_here
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
@@ -39,14 +40,29 @@ RULE: Any = object()
 """For ``on=``: the rule, whatever `set_route` says."""
 
 
+class _KeyboardInterrupts:
+    """A block of code in which SIGINT raises KeyboardInterrupt; `handler` is put back afterwards.
+
+    No generator: `contextlib` sets attributes of what passes through one, and a frozen dataclass refuses that.
+    """
+
+    def __init__(self, handler: Any) -> None:
+        self._handler = handler
+
+    def __enter__(self) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def __exit__(self, *exc_info: object) -> None:
+        signal.signal(signal.SIGINT, self._handler)
+
+
 class Host:
     """What surrounds the synchronous code: nothing in particular. The notebook extension replaces it by a kernel."""
 
     kernel_portal: Portal | None = None
     interrupt_owed = False
 
-    @contextmanager
-    def blocking(self) -> Iterator[None]:
+    def blocking(self) -> AbstractContextManager[object]:
         """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the handler.
 
         A loop's own handler of SIGINT, as ipykernel has for asynchronous cells, only asks the loop to cancel a task.
@@ -56,13 +72,8 @@ class Host:
         if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
         if handler is None or handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
-            yield
-            return
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, handler)
+            return nullcontext()
+        return _KeyboardInterrupts(handler)
 
     def advice(self) -> str:
         """What to do about a caller that cannot be suspended."""
@@ -218,12 +229,14 @@ _FOREIGN_LOOP_NOTE = (
 
 
 def _note_foreign_loop(exc: BaseException | None) -> None:
-    if (
-        isinstance(exc, RuntimeError)
-        and any(text in str(exc) for text in _FOREIGN_LOOP)
-        and _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ())
-    ):
-        exc.add_note(_FOREIGN_LOOP_NOTE)
+    if not isinstance(exc, RuntimeError):
+        return
+    try:
+        text = str(exc)
+    except Exception:  # noqa: BLE001 - it is the exception itself that is to be raised
+        return
+    if any(part in text for part in _FOREIGN_LOOP) and _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ()):
+        add_note(exc, _FOREIGN_LOOP_NOTE)
 
 
 def _note_failure(call: Call[Any]) -> None:

@@ -20,7 +20,7 @@ from ipyportal.concurrency import interruption
 from ipyportal.concurrency.cancellation import GRACE, cancel_task
 from ipyportal.concurrency.deadlines import Timer, check_timeout, clock, report
 from ipyportal.concurrency.interruption import Interrupt, InterruptibleThread, interruptible_thread
-from ipyportal.concurrency.primitives import as_exception
+from ipyportal.concurrency.primitives import as_exception, traceback_of
 from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
 
 if TYPE_CHECKING:
@@ -242,8 +242,7 @@ class Call(Generic[T]):
         # before the request: who waits may be gone, and have ended the clock, as soon as the code has been told.
         clock.remind(GRACE, self._abandon)
         told_thread = thread is not None and thread.request(self)
-        if not told_thread and task is not None:
-            self._interrupt = Interrupt.SENT
+        if not told_thread and task is not None and self._to_be_told():
             try:
                 task.get_loop().call_soon_threadsafe(self._cancel_task, task, waiter)
                 waiter = None
@@ -252,6 +251,14 @@ class Call(Generic[T]):
         if waiter is not None:
             waiter._cancel_sent_back()
         return True
+
+    def _to_be_told(self) -> bool:
+        """Whether the task is still to be told. In its own thread the hand-over may have done it just now."""
+        with self._lock:
+            if self._interrupt is Interrupt.NOTICED:
+                return False
+            self._interrupt = Interrupt.SENT
+            return True
 
     def _cancel_task(self, task: asyncio.Task[None], waiter: Waiter[Any] | None) -> None:
         # Not if the hand-over from the synchronous part has done it meanwhile: a request interrupts once.
@@ -375,7 +382,7 @@ class Call(Generic[T]):
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             self._fail(exc)
         else:
-            if result is None or not inspect.isawaitable(result):
+            if result is None or not _is_awaitable(result):
                 self._finish(_FINISHED, result)
             elif asyncio._get_running_loop() is not None:
                 return CallCoroutine(self, awaitable=result, context=context)
@@ -384,7 +391,8 @@ class Call(Generic[T]):
                     with asyncio.Runner() as runner:
                         runner.run(CallCoroutine(self, awaitable=result, alone=True), context=context)
                 except BaseException as exc:  # noqa: BLE001 - Ctrl-C, or what tasks that were left behind raise
-                    if not self._fail(exc):
+                    # A cancel that came in the last step ends the task alone.
+                    if not self._fail(exc) and not isinstance(exc, asyncio.CancelledError):
                         report(exc, f"what {self!r} left behind failed")
         finally:
             self = result = None  # type: ignore[assignment]  # as in `_invoke`
@@ -407,12 +415,12 @@ class Call(Generic[T]):
 
     def _fail(self, exc: BaseException) -> bool:
         """End the call with what its code raised. False if it was over."""
-        if (traceback := exc.__traceback__) is not None:
+        if (traceback := traceback_of(exc)) is not None:
             # Without the frame that caught it: it is ours, and its locals would keep the call alive.
             traceback = traceback.tb_next
             while traceback is not None and traceback.tb_frame.f_code is _INVOKE_CODE:
                 traceback = traceback.tb_next
-            exc.__traceback__ = traceback
+            BaseException.with_traceback(exc, traceback)  # not by its attribute, which a frozen dataclass cannot set
         if isinstance(exc, asyncio.CancelledError) or (
             # What it waited for was ended together with it, and the wait told it first.
             self._ending is not None and isinstance(exc, concurrent.futures.CancelledError)
@@ -422,31 +430,48 @@ class Call(Generic[T]):
 
     def _finish(self, state: State, value: Any) -> bool:
         """To a final state, once. False if the call was over, which happens to one that was abandoned."""
+        fn, name = self.fn, self._name
+        if name is None and fn is not None:
+            name = fn.__qualname__ if type(fn) is types.FunctionType else name_of(fn)
         with self._lock:
             if self._over:
                 return False
+            if self._name is None:
+                self._name = name
             if state is not _FINISHED:
                 value = self._as_exception(state, value)
-                self._traceback = value.__traceback__
-            if self._name is None:
-                fn = self.fn
-                self._name = fn.__qualname__ if type(fn) is types.FunctionType else name_of(fn)
+                self._traceback = traceback_of(value)
             self._value = value
             self._state = state
             self._over = True
             callbacks, self._callbacks = self._callbacks, None
             timer, future = self._timer, self._future
+            dropped = (self.args, self.kwargs, self._context)
             self.fn = self.args = self.kwargs = self._context = None
             self._thread = self._task = self._waiter = self._timer = None
-        del value  # the callbacks may run for long
+        # Without the lock: finalizers run here, too. Before the callbacks, which may run for long.
+        del fn, dropped, value
         if timer is not None:
             clock.cancel(timer)
         if future is not None:
-            future._settle(self)
+            # First: `concurrent.futures.wait` ends before the callbacks are called.
+            callbacks = [future._settle, *(callbacks or ())]
         if callbacks is not None:
-            for callback in callbacks:
-                callback(self)
+            if threading.get_ident() == clock.ident:
+                clock.elsewhere(lambda: self._tell(callbacks))
+            else:
+                self._tell(callbacks)
         return True
+
+    def _tell(self, callbacks: list[Callable[[Any], object]]) -> None:
+        """Call all of them, also if one is ended by Ctrl-C: those that follow tell who waits."""
+        callbacks.reverse()
+        try:
+            while callbacks:
+                callbacks.pop()(self)
+        finally:
+            if callbacks:
+                self._tell(callbacks[::-1])
 
     def _as_exception(self, state: State, value: Any) -> BaseException:
         if state is State.FAILED:
@@ -467,7 +492,8 @@ class Call(Generic[T]):
     def add_done_callback(self, fn: Callable[[Call[T]], object]) -> None:
         """Call ``fn(call)`` when the call is over, in the thread that ends it; now, if it is over.
 
-        What `fn` raises is reported through `sys.unraisablehook`; other callbacks still run.
+        What `fn` raises is reported, through `sys.unraisablehook` if one was set, else on stderr; other callbacks still
+        run. No lock is held meanwhile. It should not block: the thread has other calls to run.
         """
 
         def callback(call: Call[T]) -> None:
@@ -520,7 +546,7 @@ class Call(Generic[T]):
             return cast(T, self._value)
         try:
             # Each time from the traceback it came with: taken twice, it does not grow.
-            raise self._value.with_traceback(self._traceback)
+            raise BaseException.with_traceback(self._value, self._traceback)
         finally:
             self = None  # type: ignore[assignment]  # the traceback refers to this frame
 
@@ -634,15 +660,26 @@ _INVOKE_CODE = Call._invoke.__code__
 
 def name_of(fn: Any) -> str:
     """What messages call a function, a coroutine, a `Call`."""
-    if isinstance(fn, Call):
-        return fn.name
     if type(fn) is types.FunctionType:
         qualified = fn.__qualname__
         return qualified if "<" not in qualified else qualified.replace("<locals>.", "")
-    while isinstance(getattr(fn, "func", None), types.FunctionType):  # functools.partial
-        fn = fn.func
-    name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
-    return str(name or type(fn).__qualname__).replace("<locals>.", "")
+    try:
+        if isinstance(fn, Call):
+            return fn.name
+        while type(fn) is not types.FunctionType and isinstance(getattr(fn, "func", None), types.FunctionType):
+            fn = fn.func  # functools.partial
+        name = str(getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__)
+    except Exception:  # noqa: BLE001 - a proxy of something that is not there, say
+        name = type(fn).__qualname__
+    return name.replace("<locals>.", "")
+
+
+def _is_awaitable(result: Any) -> bool:
+    """`inspect.isawaitable`; False for what raises when it is asked (a proxy of something that is not there)."""
+    try:
+        return inspect.isawaitable(result)
+    except Exception:  # noqa: BLE001 - whoever takes the result may know what to do with it
+        return False
 
 
 class _CallFuture(concurrent.futures.Future[T]):
@@ -665,6 +702,12 @@ class _CallFuture(concurrent.futures.Future[T]):
 
     def _settle(self, call: Call[T]) -> None:
         self._call = None
+        try:
+            self._set(call)
+        except BaseException as exc:  # noqa: BLE001 - of a callback (SystemExit), or it was set by somebody else
+            report(exc, f"the future of {call!r} failed")
+
+    def _set(self, call: Call[T]) -> None:
         if call._state is _FINISHED:
             self.set_result(call._value)
         elif call._state is _CANCELLED:
@@ -883,7 +926,7 @@ class CallCoroutine(Suspendable[None]):
             call._fail(exc)
             call = fn = None  # type: ignore[assignment]  # as in `Call._invoke`
             return None
-        if not inspect.isawaitable(result):
+        if not _is_awaitable(result):
             call._finish(_FINISHED, result)
             return None
         self._inner = _as_coroutine(result)
@@ -892,10 +935,12 @@ class CallCoroutine(Suspendable[None]):
 
     def _hand_over(self, call: Call[Any]) -> None:
         """What the synchronous part was asked and did not notice any more, the asynchronous part is asked."""
-        if call._ending is not None and call._interrupt is not Interrupt.NOTICED:
+        with call._lock:
+            if call._ending is None or call._interrupt is Interrupt.NOTICED:
+                return
             call._interrupt = Interrupt.NOTICED
-            if self._task is not None:
-                cancel_task(self._task)
+        if self._task is not None:
+            cancel_task(self._task)
 
     def _over(self) -> None:
         if self._running is not None:
@@ -925,7 +970,11 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     task: asyncio.Task[None]
     # Its first step runs at once, and not in another turn of the loop.
     if loop.get_task_factory() is not None:
-        task = loop.create_task(coroutine, context=context)
+        try:
+            task = loop.create_task(coroutine, context=context)
+        except Exception as exc:  # noqa: BLE001 - the factory is somebody else's; the calls that follow must run
+            call._fail(exc)
+            return
     elif sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
     else:

@@ -90,10 +90,12 @@ class CancelScope(abc.ABC):
         with self._lock:
             if not self._open:
                 return False
-            if self._ending is None:
-                self._ending = why
-                self._interrupt_block()
-            return True
+            if self._ending is not None:
+                return True
+            self._ending = why
+        # Without the lock: it may end a call that the block waits for, and run its callbacks.
+        self._interrupt_block()
+        return True
 
     @abc.abstractmethod
     def _interrupt_block(self) -> None:

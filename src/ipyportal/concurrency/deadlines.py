@@ -13,8 +13,11 @@ import math
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
+
+from ipyportal.concurrency.primitives import start_thread, traceback_of
 
 __all__ = ["Clock", "Timer", "check_timeout", "clock", "report"]
 
@@ -47,7 +50,10 @@ Timer = list[Any]
 
 
 class Clock:
-    """One thread that calls functions at their times. They are the engine's own, short, and never user code."""
+    """One thread that calls functions at their times. They are the engine's own, short, and never user code.
+
+    One may end a call: those who are told of that are told in another thread, by `elsewhere`.
+    """
 
     _FEW = 512  # timers that are not worth a look for those that were cancelled
 
@@ -62,6 +68,8 @@ class Clock:
         self._most = self._FEW
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
+        self.ident: int | None = None
+        """The identity of the clock's thread."""
 
     def call_at(self, when: float, fn: Callable[[], object]) -> Timer:
         """Call `fn` at the time `when` of `time.monotonic()`, in seconds. From any thread."""
@@ -75,7 +83,7 @@ class Clock:
             heapq.heappush(heap, timer)
             if self._thread is None:
                 thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
-                thread.start()
+                start_thread(thread)
                 self._thread = thread
             elif heap[0] is timer:  # only an earliest deadline needs to wake the clock
                 self._changed.notify()
@@ -93,7 +101,15 @@ class Clock:
         except RuntimeError:
             pass
 
+    def elsewhere(self, fn: Callable[[], object]) -> None:
+        """Call `fn` in a thread for itself: the clock's own must not wait for what it does."""
+        try:
+            start_thread(threading.Thread(target=fn, name="ipyportal-callbacks", daemon=True))
+        except RuntimeError:  # no thread can be started: better late than never
+            fn()
+
     def _main(self) -> None:
+        self.ident = threading.get_ident()
         while (timer := self._next()) is not None:
             fn, timer[2] = timer[2], None
             if fn is not None:
@@ -107,6 +123,7 @@ class Clock:
         with self._lock:
             # Not a flag: after a stop another thread may be the clock before this one has looked.
             while self._thread is threading.current_thread():
+                # These end with an earlier deadline, with `stop`, or at the earliest deadline.
                 if not self._heap:
                     self._changed.wait()
                     continue
@@ -125,16 +142,28 @@ class Clock:
     def stop(self) -> None:
         """End the thread and drop all deadlines. The next one starts it anew."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread, self._thread, self.ident = self._thread, None, None
             self._heap.clear()
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
+            # Ends: what the clock calls is short, and calls no user code.
             thread.join()
 
 
 def report(exc: BaseException, what: str) -> None:
-    """Say through `sys.unraisablehook` that `exc` had nobody to go to."""
-    sys.unraisablehook(_Unraisable((type(exc), exc, exc.__traceback__, f"ipyportal: {what}", None)))
+    """Say that `exc` had nobody to go to: through `sys.unraisablehook` if one was set, else on stderr."""
+    text, trace, hook = f"ipyportal: {what}", traceback_of(exc), sys.unraisablehook
+    if hook is not sys.__unraisablehook__:  # that takes nothing but what the interpreter made
+        try:
+            hook(_Unraisable((type(exc), exc, trace, text, None)))
+            return
+        except Exception:  # noqa: BLE001 - then it goes where it would go without the hook
+            pass
+    try:
+        if sys.stderr is not None:  # as in a program without a console
+            sys.stderr.write(f"{text}:\n{''.join(traceback.format_exception(type(exc), exc, trace))}")
+    except Exception:  # noqa: BLE001 - it is closed: there is nobody to tell
+        pass
 
 
 class _Unraisable(tuple[Any, ...]):

@@ -191,6 +191,7 @@ class InterruptibleThread:
         What it has been told may have been meant for an outer target, too: a thread has room for one interrupt at a
         time. That is sent again a little later, when the exception that is on its way has been handled.
         """
+        ctrl_c: KeyboardInterrupt | None = None
         while True:
             try:
                 with self._lock:
@@ -213,12 +214,17 @@ class InterruptibleThread:
             except Cancelled:
                 # It arrived in here, between two bytecodes. An interrupt is sent once, so this ends.
                 continue
+            except KeyboardInterrupt as exc:
+                ctrl_c = exc
         if self._handler is not _NOT_INSTALLED and not self._stack:
             self._uninstall()
+        if ctrl_c is not None:
+            raise ctrl_c
 
     def _send_again(self) -> None:
         with self._lock:
-            self._send()
+            waits = self._send()
+        _wake_all(waits)
 
     def suspend(self, depth: int) -> list[Interruptible]:
         """Take off what lies above `depth`: its code is being suspended, and the thread goes on with other code."""
@@ -231,7 +237,8 @@ class InterruptibleThread:
     def resume(self, taken: list[Interruptible]) -> None:
         with self._lock:
             self._stack.extend(taken)
-            self._send()  # what was asked of them meanwhile
+            waits = self._send()  # what was asked of them meanwhile
+        _wake_all(waits)
 
     @property
     def depth(self) -> int:
@@ -250,13 +257,19 @@ class InterruptibleThread:
         with self._lock:
             if target not in self._stack:
                 return False
-            if target._interrupt is Interrupt.NONE:
-                target._interrupt = Interrupt.REQUESTED
-                self._send()
-            return True
+            if target._interrupt is not Interrupt.NONE:
+                return True
+            target._interrupt = Interrupt.REQUESTED
+            waits = self._send()
+        _wake_all(waits)
+        return True
 
-    def _send(self) -> None:
-        """Tell the code of each target that was asked to end, unless a shield lies above it."""
+    def _send(self) -> list[Wait]:
+        """Tell the code of each target that was asked to end, unless a shield lies above it.
+
+        With the lock. Gives the waits that are to be woken without it: that may end a call, and run its callbacks.
+        """
+        waits: list[Wait] = []
         innermost: Shield | None = None
         for target in reversed(self._stack):
             if isinstance(target, Shield):
@@ -266,19 +279,20 @@ class InterruptibleThread:
                     if not isinstance(target, AtWaits):
                         target._interrupt = Interrupt.SENT
                 elif isinstance(innermost, Wait):
-                    innermost.wake()
+                    waits.append(innermost)
         sent = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]
         if not sent or time.monotonic() < self._loop_has_until:
-            return
+            return waits
         found = _loop_run_in(sys._current_frames().get(self._ident))
         if found is not None and self._ask_loop(*found, sent):
-            return
+            return waits
         if self._signals:
             self._signal()
         else:
             self._raise_there()
             if found is not None:
                 _wake(found[0])
+        return waits
 
     def _ask_loop(
         self, loop: asyncio.AbstractEventLoop, main: asyncio.Future[Any] | None, targets: list[Interruptible]
@@ -399,13 +413,15 @@ class InterruptibleThread:
         try:
             item = block(inbox, timeout)
         finally:
+            waits: list[Wait] = []
             with self._lock:
                 at_peace = self._stack[-1] is wait and self._at_peace()
                 if at_peace:
                     del self._stack[-1]
                 else:
                     self.leave(wait)
-                    self._send()  # a request that came together with the item
+                    waits = self._send()  # a request that came together with the item
+            _wake_all(waits)
         if not at_peace:
             self.checkpoint()  # it was cancelled: that comes before what it waited for, which is not lost
         return item
@@ -436,6 +452,11 @@ class InterruptibleThread:
                 raise Cancelled
         elif callable(self._handler):  # a signal that we did not send: urgent data on a socket, say
             self._handler(signum, frame)
+
+
+def _wake_all(waits: list[Wait]) -> None:
+    for wait in waits:
+        wait.wake()
 
 
 _NOT_INSTALLED = object()
@@ -584,7 +605,10 @@ _SLICE = 0.1 if sys.platform == "win32" else None
 
 
 def block(inbox: queue.SimpleQueue[T], timeout: float | None) -> T:
-    """Block this thread for the next item of `inbox`, without looking at what its code is asked."""
+    """Block this thread for the next item of `inbox`, without looking at what its code is asked.
+
+    It ends with an item or after `timeout`: who calls it sees to it that one of them comes.
+    """
     if _SLICE is None:
         return inbox.get(True, timeout)
     deadline = math.inf if timeout is None else time.monotonic() + timeout

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator
+import sys
+import threading
+from collections.abc import Callable, Coroutine, Generator
+from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["CoroutineWrapper", "as_exception"]
+__all__ = ["CoroutineWrapper", "add_note", "as_exception", "start_thread", "traceback_of"]
 
 T = TypeVar("T")
 
@@ -17,6 +20,30 @@ def as_exception(typ: Any, val: Any = None, tb: Any = None) -> BaseException:
         exc = exc()
     assert isinstance(exc, BaseException)
     return exc if tb is None else exc.with_traceback(tb)
+
+
+traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
+"""``exc.__traceback__``, also of a class that has an attribute of its own by that name."""
+
+
+def start_thread(thread: threading.Thread) -> None:
+    """``thread.start()``.
+
+    Raises:
+        RuntimeError: No thread can be started (any more).
+    """
+    # Where modules are being torn down, CPython 3.11 would wait for ever for the thread to begin.
+    if sys.is_finalizing():
+        raise RuntimeError("no thread can be started: the interpreter is ending")
+    thread.start()
+
+
+def add_note(exc: BaseException, note: str) -> None:
+    """``exc.add_note(note)``, if that can be: a frozen dataclass takes none."""
+    try:
+        exc.add_note(note)
+    except Exception:  # noqa: BLE001 - whatever its own attributes raise; the exception itself matters more
+        pass
 
 
 class CoroutineWrapper(Coroutine[Any, Any, T]):

@@ -34,7 +34,7 @@ from types import CoroutineType
 from typing import Any, TypeVar
 
 from ipyportal.concurrency.interruption import Interruptible, _local, interruptible_thread
-from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
+from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception, traceback_of
 
 try:
     import greenlet
@@ -274,9 +274,10 @@ class Suspendable(CoroutineWrapper[T]):
         error = answer.error
         try:
             # Without the pooled greenlet's frame.
-            raise error.with_traceback(error.__traceback__ and error.__traceback__.tb_next)
+            traceback = traceback_of(error)
+            raise BaseException.with_traceback(error, traceback and traceback.tb_next)
         finally:
-            del error, answer
+            del error, answer, traceback
 
     def _wait(self, yielded: Any, steps: Any) -> Any:
         """Leave the greenlet that calls this as it stands, until the loop answers to `yielded`."""

@@ -15,6 +15,7 @@ import itertools
 import os
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -22,9 +23,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency import interruption
-from ipyportal.concurrency.calls import Call, start_on_loop
+from ipyportal.concurrency.calls import Call, CallCoroutine, start_on_loop
 from ipyportal.concurrency.deadlines import clock
+from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread
 from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.primitives import start_thread
 
 if TYPE_CHECKING:
     from typing import Self
@@ -100,7 +103,7 @@ class _ThreadPortal(Portal):
                 raise self._refusal()
             ready: concurrent.futures.Future[None] = concurrent.futures.Future()
             thread = threading.Thread(target=self._main, args=(ready,), name=self._name, daemon=self._daemon)
-            thread.start()
+            start_thread(thread)
             # Ends: `_main` sets it whether it succeeds or not, and needs no lock of ours before.
             interrupt: BaseException | None = None
             try:
@@ -163,7 +166,8 @@ class WorkerThread(_ThreadPortal):
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while it runs.
+        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
+            clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end.
     """
 
@@ -223,15 +227,20 @@ class WorkerThread(_ThreadPortal):
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         ready.set_result(None)
         inbox = self._inbox
-        # Each wait ends: with a call, or with the None of the shutdown.
-        while (call := inbox.get()) is not None:
-            self._current = call
-            if self._cancel_at_end:  # a shutdown that came when the call was neither in the inbox nor here
-                call.cancel()
-            _run_alone(call)
-            self._current = None
-            del call
-        self._phase = _Phase.CLOSED
+        try:
+            # Each wait ends: with a call, or with the None of the shutdown.
+            while (call := inbox.get()) is not None:
+                self._current = call
+                if self._cancel_at_end:  # a shutdown that came when the call was neither in the inbox nor here
+                    call.cancel()
+                _run_alone(call)
+                self._current = None
+                del call
+        finally:
+            # Also when the thread dies of something: what waits here would wait for ever.
+            with self._lock:
+                self._phase = _Phase.CLOSED
+            _cancel_all(inbox)
 
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
@@ -249,9 +258,12 @@ class EventLoopThread(_ThreadPortal):
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while it runs.
+        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
+            clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end when it is over.
         loop_factory: Makes the loop; `asyncio.new_event_loop` if None. ``uvloop.new_event_loop`` works.
+
+    A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
     """
 
     _kind = "loop"
@@ -275,6 +287,7 @@ class EventLoopThread(_ThreadPortal):
         self._shutdown_calls: list[Call[Any]] = []
         self._cancel_at_end = False
         self._bell: _Bell | None = None
+        self._record: InterruptibleThread | None = None
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -297,9 +310,16 @@ class EventLoopThread(_ThreadPortal):
         # One wake-up serves all calls that come before the loop has looked. `_drain` clears the flag before it
         # empties the inbox, so a call appended after it looked finds the flag cleared and wakes it again.
         if not self._woken:
-            self._woken = True
-            if (bell := self._bell) is not None:
-                bell.ring()
+            bell = self._bell
+            try:
+                self._woken = True
+                if bell is not None:
+                    bell.ring()
+            except BaseException:
+                # Ctrl-C in here. From now on others count on the loop having been woken.
+                if bell is not None:
+                    bell.ring()
+                raise
         if self._phase is not _Phase.RUNNING:
             # Shut down meanwhile. Either the last `_drain` has taken the call, or it is still here and nobody will.
             try:
@@ -365,6 +385,11 @@ class EventLoopThread(_ThreadPortal):
             elif self._phase is _Phase.RUNNING:
                 self._phase = _Phase.CLOSING
             loop = self._loop
+        if cancel:
+            # Synchronous code, which blocks the loop. What it suspended is cancelled by the loop.
+            for target in list(self._record._stack if self._record is not None else ()):
+                if isinstance(target, Call):
+                    target.cancel()
         if loop is not None:
             try:
                 loop.call_soon_threadsafe(self._wake_main)
@@ -373,11 +398,21 @@ class EventLoopThread(_ThreadPortal):
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         try:
-            runner = asyncio.Runner(loop_factory=self._loop_factory)
-            loop = runner.get_loop()
-        except BaseException as exc:  # noqa: BLE001 - the starter gets it
+            self._run(ready)
+        except BaseException as exc:
+            if ready.done():
+                raise
+            # The starter gets it, and may try again. It holds our lock meanwhile.
+            self._loop = None
             ready.set_exception(exc)
-            return
+
+    def _run(self, ready: concurrent.futures.Future[None]) -> None:
+        runner = asyncio.Runner(loop_factory=self._loop_factory)
+        loop: Any = runner.get_loop()
+        if not isinstance(loop, asyncio.AbstractEventLoop):
+            raise TypeError(f"loop_factory must return a new event loop, not {type(loop).__name__}")
+        if loop.is_closed() or loop.is_running():
+            raise ValueError("loop_factory must return a new event loop, not one that runs or is closed")
         try:
             with runner:
                 serve = loop.create_task(self._serve(loop, ready))
@@ -390,30 +425,47 @@ class EventLoopThread(_ThreadPortal):
                             # them. A Ctrl-C in what was sent back must not end the calls of all others.
                             continue
                 finally:
-                    with self._lock:
-                        self._phase = _Phase.CLOSED
+                    if ready.done():
+                        with self._lock:
+                            self._phase = _Phase.CLOSED
         finally:
-            # Also when the loop died of something: what waits here would wait for ever.
-            with self._lock:
-                self._loop = None
-                if self._bell is not None:
-                    self._bell.close()
-                left, self._inbox = list(self._inbox), deque()
-            for call in [*left, *self._shutdown_calls]:
-                call.cancel()
-            self._shutdown_calls.clear()
+            if ready.done():
+                self._over()
+
+    def _over(self) -> None:
+        # Also when the loop died of something: what waits here would wait for ever.
+        with self._lock:
+            self._loop = None
+            if self._bell is not None:
+                self._bell.close()
+            left, self._inbox = list(self._inbox), deque()
+        for call in [*left, *self._shutdown_calls]:
+            call.cancel()
+        self._shutdown_calls.clear()
 
     async def _serve(self, loop: asyncio.AbstractEventLoop, ready: concurrent.futures.Future[None]) -> None:
         self._loop = loop
         self._bell = _Bell(loop, self._drain)
+        self._record = interruptible_thread()
         self._ending = asyncio.Event()
         ready.set_result(None)
         await self._ending.wait()
         self._drain()
+        await self._finish_calls()
+        for call in reversed(self._shutdown_calls):
+            start_on_loop(call, loop, self._running)
+            if self._running:
+                await asyncio.wait(list(self._running))
+        with self._lock:
+            self._phase = _Phase.CLOSED
+        # Calls that came in the last moment. They too are waited for: the Runner would cancel them in their clean-up.
+        await self._finish_calls()
+
+    async def _finish_calls(self) -> None:
         while self._running:
             if self._cancel_at_end:
                 for task in list(self._running):
-                    task.cancel()
+                    _cancel_call_of(task)
                 while self._running:
                     await asyncio.wait(list(self._running))
                 break
@@ -421,10 +473,6 @@ class EventLoopThread(_ThreadPortal):
             stop = asyncio.ensure_future(self._ending.wait())  # woken by a shutdown(cancel=True) after a patient one
             await asyncio.wait([*self._running, stop], return_when=asyncio.FIRST_COMPLETED)
             stop.cancel()
-        for call in reversed(self._shutdown_calls):
-            start_on_loop(call, loop, self._running)
-            if self._running:
-                await asyncio.wait(list(self._running))
 
     def _wake_main(self) -> None:
         self._ending.set()
@@ -435,6 +483,16 @@ class EventLoopThread(_ThreadPortal):
                 f"waiting here for {call!r} would never end: it runs on the loop of this very thread, "
                 f"{self._name!r}, which the wait blocks. In asynchronous code, await the call"
             )
+
+
+def _cancel_call_of(task: asyncio.Task[None]) -> None:
+    # Through the call, if that can be: it is interrupted once, and not by others, too, in the middle of its clean-up.
+    coroutine = task.get_coro()
+    call = coroutine._call if isinstance(coroutine, CallCoroutine) else None
+    if call is None:
+        task.cancel()
+    else:
+        call.cancel()
 
 
 class _Bell:
@@ -460,8 +518,10 @@ class _Bell:
             try:
                 self._context.run(loop.add_reader, fd, self._answer)
                 self._fd = fd
-            except NotImplementedError:
+            except BaseException as exc:
                 os.close(fd)
+                if not isinstance(exc, NotImplementedError):
+                    raise
 
     def ring(self) -> None:
         with self._lock:
@@ -533,7 +593,18 @@ def _run_alone(call: Call[Any]) -> None:
         try:
             asyncio.run(rest)
         finally:
+            rest.close()  # where no loop could be made
             asyncio._set_running_loop(left_behind)
+
+
+def _cancel_all(inbox: queue.SimpleQueue[Call[Any] | None]) -> None:
+    """Cancel what waits in a thread that takes no more calls."""
+    try:
+        while True:
+            if (call := inbox.get_nowait()) is not None:
+                call.cancel()
+    except queue.Empty:
+        pass
 
 
 # --- the global loop -------------------------------------------------------------------------------------------------
@@ -619,6 +690,7 @@ class _LentThread(Portal):
         self._name = f"ipyportal-thread-{next(self._counter)}"
         self._pool = pool
         self._inbox: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
+        self._ended = False
         self.current: Call[Any] | None = None
         self.thread = threading.Thread(target=self._main, name=self._name, daemon=True)
 
@@ -630,12 +702,23 @@ class _LentThread(Portal):
         self._adopt(call)
         self.current = call
         self._inbox.put(call)
+        if self._ended:
+            # A shutdown came between the choice of this thread and here. Either its end found the call, or we do.
+            _cancel_all(self._inbox)
         return call
 
     def stop(self) -> None:
         self._inbox.put(None)
 
     def _main(self) -> None:
+        try:
+            self._serve()
+        finally:
+            self._pool.all.discard(self)
+            self._ended = True
+            _cancel_all(self._inbox)
+
+    def _serve(self) -> None:
         inbox, pool = self._inbox, self._pool
         # Ends: an idle thread is told to when it has been idle for long, and at shutdown.
         while True:
@@ -651,6 +734,8 @@ class _LentThread(Portal):
             # Not before: the callbacks of the call run here, too, and may wait for a call in a new thread.
             self.current = None
             del call
+            if pool.closed:
+                return
             if asyncio._get_running_loop() is not None:
                 return  # the call left it behind, and the next call would be refused a loop of its own
             pool.idle.append(self)
@@ -662,8 +747,9 @@ class _Lender:
     IDLE = 10.0  # seconds after which an idle thread ends
 
     def __init__(self) -> None:
+        self.closed = False
         self.idle: deque[_LentThread] = deque()
-        self.all: weakref.WeakSet[_LentThread] = weakref.WeakSet()
+        self.all: set[_LentThread] = set()
 
     def submit(self, call: Call[T]) -> Call[T]:
         try:
@@ -672,8 +758,9 @@ class _Lender:
             lent = _LentThread(self)
             self.all.add(lent)
             try:
-                lent.thread.start()
+                start_thread(lent.thread)
             except BaseException:  # interrupted: it may have started, and nobody knows it
+                self.all.discard(lent)
                 lent.stop()
                 raise
         return lent.submit(call)
@@ -686,17 +773,17 @@ class _Lender:
             return False
         return True
 
-    def shutdown(self, timeout: float) -> None:
+    def stop(self) -> list[threading.Thread]:
+        """Cancel what runs, and end the threads; gives those that are about to."""
+        # A thread that is added later finds the flag after its call.
+        self.closed = True
         threads = list(self.all)
+        self.idle.clear()
         for lent in threads:
             if (call := lent.current) is not None:
                 call.cancel()
-        for lent in threads:
             lent.stop()
-        for lent in threads:
-            if lent.thread is not threading.current_thread():
-                lent.thread.join(timeout)
-        self.idle.clear()
+        return [lent.thread for lent in threads]
 
 
 _lender = _Lender()
@@ -720,18 +807,47 @@ def shutdown(timeout: float = 5.0) -> None:
     done by itself.
 
     Args:
-        timeout: Seconds to wait for each thread.
+        timeout: Seconds to wait for all of them together.
+
+    Raises:
+        RuntimeError: Called in the global loop's thread.
     """
-    global _lender
-    wait_for_global_loop_exit(timeout)
+    global _lender, _global_loop
+    if in_global_loop():
+        raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
     with _globals_lock:
         lender, _lender = _lender, _Lender()
-        workers = list(_workers.values())
+        loop, _global_loop = _global_loop, None
+        portals: list[_ThreadPortal] = [*_workers.values()]
         _workers.clear()
-    for worker in workers:
-        worker.shutdown(cancel=True, timeout=timeout)
-    lender.shutdown(timeout)
+    if loop is not None:
+        portals.append(loop)
+    _end(portals, lender, timeout)
+
+
+def _end(portals: list[_ThreadPortal], lender: _Lender, timeout: float) -> None:
+    """Cancel what runs there, in all of them before the first is waited for."""
+    for portal in portals:
+        portal.shutdown(cancel=True, timeout=0)
+    threads = [*lender.stop(), *(portal.thread for portal in portals)]
+    until = time.monotonic() + timeout
+    for thread in threads:
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            # Ends after what is left of `timeout`, whatever runs there.
+            thread.join(max(0.0, until - time.monotonic()))
     clock.stop()
+
+
+def _at_exit() -> None:
+    """Before the interpreter goes away under them: also threads that were not shut down run their clean-ups."""
+    _end(list(_threads), _lender, 1.0)
+
+
+def _before_threads_are_joined() -> None:
+    """The interpreter is about to wait for threads that are no daemons: for their calls, and not for more of them."""
+    for portal in list(_threads):
+        if not portal._daemon and portal._phase is _Phase.RUNNING:
+            portal.shutdown(timeout=0)
 
 
 def _after_fork() -> None:
@@ -748,4 +864,8 @@ def _after_fork() -> None:
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
-atexit.register(shutdown, 1.0)
+atexit.register(_at_exit)
+# CPython 3.9 to 3.14, as `concurrent.futures` uses it. Without it, such a thread keeps the interpreter until it is shut
+# down.
+if (_register_atexit := getattr(threading, "_register_atexit", None)) is not None:
+    _register_atexit(_before_threads_are_joined)

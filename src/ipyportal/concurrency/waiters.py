@@ -304,7 +304,7 @@ class SyncWaiter(Waiter[T]):
                 sent_back = self._next()
                 self._run(sent_back)
                 self._sent_back.pop(sent_back, None)
-                if isinstance(sent_back._value, KeyboardInterrupt):
+                if sent_back._state is State.FAILED and isinstance(sent_back._value, KeyboardInterrupt):
                     # The stop key was meant for all of it, whether or not the call looks at what it sent back.
                     raise KeyboardInterrupt
                 del sent_back

@@ -1,0 +1,263 @@
+"""Threads that submit, cancel, wait, send back, time out, shut down and start anew at random, against a simple model.
+
+The model of one call: it ends once, in a state that what was done to it allows; its done callback runs once; its result
+is that of its function; if its code began, its clean-up ran before it was over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import faulthandler
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ipyportal.concurrency import (
+    Call,
+    EventLoopThread,
+    State,
+    WorkerThread,
+    from_async,
+    from_sync,
+    get_global_loop,
+    get_worker_thread,
+    shutdown,
+)
+from tests.concurrency.helpers import PATIENCE
+
+
+class Watched:
+    """A call, and what happened to it."""
+
+    def __init__(self, kind: str, number: int) -> None:
+        self.kind = kind
+        self.number = number
+        self.begun = 0
+        self.cleaned_up = 0
+        self.told = self.interrupted = 0
+        self.over_before_clean_up = False
+        self.cancelled = self.timed = self.refused = False
+        self.inner: list[Watched] = []
+        self.call: Call[Any] = Call.new(getattr(self, kind))
+        self.call.add_done_callback(self._tell)
+
+    def _tell(self, call: Call[Any]) -> None:
+        self.told += 1
+        if self.begun != self.cleaned_up:
+            self.over_before_clean_up = True
+
+    def quick(self) -> int:
+        self.begun += 1
+        self.cleaned_up += 1
+        return self.number
+
+    def spin(self) -> int:
+        try:
+            try:
+                self.begun = 1
+                self.spend(0.002)
+                return self.number
+            finally:
+                self.cleaned_up = 1
+        finally:  # the one interrupt may come anywhere, also in the clause above
+            self.cleaned_up = 1
+
+    def spend(self, seconds: float) -> None:
+        # Not in the `try` itself: CPython 3.12 and 3.13 leave the jump at the end of an empty loop out of it.
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            pass
+
+    async def sleep(self) -> int:
+        self.begun += 1
+        try:
+            try:
+                await asyncio.sleep(0.002)
+                return self.number
+            except asyncio.CancelledError:
+                self.interrupted += 1
+                raise
+            finally:
+                try:
+                    await asyncio.sleep(0)
+                except asyncio.CancelledError:
+                    self.interrupted += 1
+                    raise
+        finally:
+            self.cleaned_up += 1
+
+    async def back(self) -> int:
+        self.begun += 1
+        try:
+            try:
+                sent = from_async.call_soon_in_waiting_thread(lambda: self.number)
+            except RuntimeError:  # nobody waits
+                return self.number
+            return await sent
+        finally:
+            self.cleaned_up += 1
+
+    def nested(self) -> int:
+        try:
+            try:
+                self.begun = 1
+                return from_sync.wait_for_call_in_new_thread(lambda: self.number)
+            finally:
+                self.cleaned_up = 1
+        finally:
+            self.cleaned_up = 1
+
+    async def fail(self) -> int:
+        self.begun += 1
+        self.cleaned_up += 1
+        await asyncio.sleep(0)
+        raise ZeroDivisionError
+
+    def check(self, everything_may_be_cancelled: bool) -> None:
+        state = self.call.state
+        text = f"{self.call!r} begun {self.begun} cleaned up {self.cleaned_up} told {self.told}"
+        if self.refused:
+            assert self.begun == 0, text
+            return
+        assert self.call.done(), text
+        assert self.told == 1, text
+        assert self.begun <= 1, text
+        assert self.interrupted <= 1, text
+        assert self.begun == self.cleaned_up, text
+        assert not self.over_before_clean_up, text
+        if state is State.CANCELLED:
+            assert self.cancelled or everything_may_be_cancelled, text
+        elif state is State.TIMEDOUT:
+            assert self.timed, text
+        elif state is State.FAILED:
+            assert self.kind == "fail" or everything_may_be_cancelled, (text, self.call.exception())
+        else:
+            assert state is State.FINISHED, text
+            assert self.kind != "fail"
+            assert self.call.result() == self.number, text
+
+
+KINDS = ["quick", "spin", "sleep", "back", "nested", "fail"]
+
+
+class Storm:
+    """One run: `threads` threads do `steps` random things each."""
+
+    def __init__(self, seed: int, threads: int = 3, steps: int = 12, shutdowns: bool = True) -> None:
+        self.seed = seed
+        self.steps = steps
+        self.portals: list[Any] = [EventLoopThread(), WorkerThread()]
+        self.watched: list[Watched] = []
+        self.errors: list[BaseException] = []
+        self.shut_down = False
+        self.shutdowns = shutdowns
+        self.threads = [threading.Thread(target=self._run, args=(number,)) for number in range(threads)]
+
+    def run(self) -> None:
+        for thread in self.threads:
+            thread.start()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), f"seed {self.seed}: a thread hangs"
+        for portal in self.portals:
+            assert portal.shutdown(timeout=PATIENCE), f"seed {self.seed}: {portal!r} does not end"
+        if self.errors:
+            raise self.errors[0]
+        for watched in list(self.watched):
+            if not watched.refused:
+                concurrent.futures.wait([watched.call.future], PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        # The callback runs after the waits have ended.
+        while any(not one.refused and not one.told for one in self.watched) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        for watched in self.watched:
+            watched.check(self.shut_down)
+
+    def _run(self, number: int) -> None:
+        chance = random.Random(f"{self.seed} {number}")
+        try:
+            for step in range(self.steps):
+                self._step(chance, 1000 * number + step)
+        except BaseException as exc:  # noqa: BLE001
+            self.errors.append(exc)
+
+    def _step(self, chance: random.Random, number: int) -> None:
+        what = chance.random()
+        if what < 0.55 or not self.watched:
+            self._start(chance, number)
+        elif what < 0.75:
+            watched = chance.choice(self.watched)
+            watched.cancelled = True
+            watched.call.cancel()
+        elif what < 0.97 or not self.shutdowns:
+            watched = chance.choice(self.watched)
+            if not watched.refused and watched.call.portal is not None:
+                concurrent.futures.wait([watched.call.future], PATIENCE)
+                assert watched.call.done()
+        elif what < 0.985:
+            self.shut_down = True
+            shutdown()
+        else:
+            self.shut_down = True
+            portal = chance.choice([0, 1])
+            self.portals[portal].shutdown(cancel=True, timeout=PATIENCE)
+            self.portals.append(self.portals[portal])
+            self.portals[portal] = [EventLoopThread, WorkerThread][portal]()
+
+    def _start(self, chance: random.Random, number: int) -> None:
+        watched = Watched(chance.choice(KINDS), number)
+        if chance.random() < 0.3:
+            watched.timed = True
+            watched.call.set_timeout(chance.choice([0.0, 0.001, 0.002, 0.003, 5.0]))
+        submit: Callable[[Call[Any]], Any] = chance.choice(
+            [
+                self.portals[0].submit,
+                self.portals[1].submit,
+                lambda call: get_global_loop().submit(call),
+                lambda call: get_worker_thread("storm").submit(call),
+                from_sync.call_soon_in_new_thread,
+                from_sync.wait_for_call_in_loop_thread,
+                from_sync.wait_for_call_in_new_thread,
+                lambda call: asyncio.run(from_async.wait_for_call_in_loop_thread(call)),
+                lambda call: asyncio.run(from_async.wait_for_call_in_new_thread(call)),
+            ]
+        )
+        self.watched.append(watched)
+        try:
+            submit(watched.call)
+        except (TimeoutError, concurrent.futures.CancelledError, asyncio.CancelledError, ZeroDivisionError):
+            assert watched.call.done()
+        except RuntimeError as exc:
+            if "takes no more calls" not in str(exc):
+                raise
+            watched.refused = watched.call.portal is None
+            watched.call.cancel()
+
+
+@pytest.fixture
+def watchdog() -> Any:
+    """All stacks on stderr, if a test hangs."""
+    faulthandler.dump_traceback_later(50, exit=False)
+    yield
+    faulthandler.cancel_dump_traceback_later()
+
+
+def test_no_call_is_lost_whatever_threads_do_at_once(often: None, watchdog: None) -> None:
+    for seed in range(40):
+        Storm(seed).run()
+
+
+@pytest.mark.storm
+@pytest.mark.timeout(0)
+def test_ten_thousand_storms(often: None) -> None:
+    for seed in range(10_000):
+        faulthandler.dump_traceback_later(60, exit=True)
+        sys.setswitchinterval(random.Random(seed).choice([1e-6, 1e-5, 1e-4, 5e-3]))
+        Storm(seed, threads=random.Random(seed).choice([2, 3, 5])).run()
+    faulthandler.cancel_dump_traceback_later()
