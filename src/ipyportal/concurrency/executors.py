@@ -235,17 +235,21 @@ class ExecutorPortal(Portal):
     def _cancel_there(self) -> None:
         while True:
             with self._lock:
-                if not self._cancelled:
+                futures = list(self._cancelled)
+                self._cancelled.clear()
+                if not futures:
                     self._cancelling = None
                     return
-                future = self._cancelled.popleft()
             try:
-                future.cancel()
+                for future in futures:
+                    future.cancel()
                 # ipyparallel's cancel() tells its engines nothing.
-                if (messages := getattr(future, "msg_ids", None)) and (view := getattr(self._executor, "view", None)):
-                    view.client.abort(messages, block=False)
-            except Exception as exc:  # noqa: BLE001 - the call is over, and nobody waits
+                if (view := getattr(self._executor, "view", None)) is not None:
+                    messages = [message for future in futures for message in getattr(future, "msg_ids", ())]
+                    view.client.abort(messages, targets=view.targets, block=False)
+            except Exception as exc:  # noqa: BLE001 - the calls are over, and nobody waits
                 report(exc, f"{self._name} could not cancel a call")
+            del futures, future
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
