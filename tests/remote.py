@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import os
 import time
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ def double(n: int) -> int:
 async def adouble(n: int, plus: int = 0) -> int:
     await asyncio.sleep(0)
     return 2 * n + plus
+
+
+def gives_awaitable(n: int) -> Coroutine[Any, Any, int]:
+    return adouble(n)
 
 
 def keywords(*args: Any, **kwargs: Any) -> Any:

@@ -48,7 +48,8 @@ import logging, sys
 from distributed import LocalCluster
 
 if __name__ == "__main__":
-    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster:
+    quiet = {"dashboard_address": None, "silence_logs": logging.CRITICAL}
+    with LocalCluster(n_workers=2, threads_per_worker=1, **quiet) as cluster:
         print(cluster.scheduler_address, flush=True)
         sys.stdin.read()  # until the tests close it
 """
@@ -56,7 +57,7 @@ if __name__ == "__main__":
 
 @contextlib.contextmanager
 def dask_client() -> Iterator[Any]:
-    """A client of a cluster whose scheduler has a process of its own, as it has on a cluster; its tasks are not ours."""
+    """A client of a LocalCluster in a process of its own: its tasks are not those of a test."""
     distributed = pytest.importorskip("distributed")
     environment = {**os.environ, "PYTHONPATH": python_path()}
     with subprocess.Popen(
@@ -174,6 +175,13 @@ def test_functions_of_both_kinds_run_there(portal: ExecutorPortal) -> None:
     call = submit(remote.double, 4, on=portal)
     assert call.portal is portal
     assert call.result(PATIENCE) == 8
+
+
+def test_a_function_that_returns_an_awaitable_in_the_pools_of_the_standard_library(
+    engine: Engine, portal: ExecutorPortal
+) -> None:
+    if engine.kind in ("threads", "processes"):
+        assert run(remote.gives_awaitable, 21, on=portal) == 42
 
 
 def test_they_run_in_another_process(engine: Engine, portal: ExecutorPortal) -> None:

@@ -11,9 +11,7 @@ import concurrent.futures
 import contextvars
 import functools
 import inspect
-import pickle
-import reprlib
-import sys
+import re
 import threading
 import time
 from collections import deque
@@ -33,12 +31,10 @@ __all__ = ["ExecutorPortal", "is_async_function"]
 
 T = TypeVar("T")
 
-_POOLS = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
-
 
 def is_async_function(fn: Any) -> bool:
     """Whether `fn`, also a partial or an object that is called, is an ``async def``."""
-    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(getattr(type(fn), "__call__", None))
+    return inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)
 
 
 class ExecutorPortal(Portal):
@@ -48,9 +44,10 @@ class ExecutorPortal(Portal):
     with equal arguments for one), ``ExecutorPortal(client.executor())`` one of ipyparallel.
 
     What runs there is a function with its arguments; an asynchronous one runs in a loop of its own, as in
-    `asyncio.run`. How they travel, and their results, is the executor's affair: dask and ipyparallel pickle functions of
-    a notebook by value, a `ProcessPoolExecutor` by name, so that they must be in a module that its processes can import.
-    Asynchronous functions and those with `context` need ipyportal where they run.
+    `asyncio.run`. How they travel, and their results, is the executor's affair: dask and ipyparallel pickle functions
+    of a notebook by value, a `ProcessPoolExecutor` by name, so that they must be in a module that its processes can
+    import. Asynchronous functions, and `context`, need ipyportal where they run. (A plain function that returns an
+    awaitable is awaited in the standard library's pools alone.)
 
     A call stays pending until it is over: executors do not tell when they begin. Cancelled, or at its deadline, it is
     over at once. What waits in the executor's queue is cancelled there, too. What has begun goes on until it returns,
@@ -90,11 +87,16 @@ class ExecutorPortal(Portal):
                 f"ExecutorPortal needs a concurrent.futures.Executor, not {type(executor).__name__}: of a dask client "
                 "that is client.get_executor(pure=False), of one of ipyparallel client.executor()"
             )
-        if dumps is None and isinstance(executor, concurrent.futures.ProcessPoolExecutor):
-            dumps = pickle.dumps
+        # Imported here, and not with the engine: both take long.
+        from ipyportal.concurrency.sending import Variable, dumps_by_name
+
+        pools = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
+        if dumps is None and isinstance(executor, pools[1]):
+            dumps = dumps_by_name
+        self._is_pool = isinstance(executor, pools)
         self._executor = executor
         self._name = name or type(executor).__name__
-        self._variables = [_Variable(variable) for variable in context]
+        self._variables = [Variable(variable) for variable in context]
         self._dumps = dumps
         self._owner = owner
         # Reentrant: a signal handler may cancel a call of this portal while its thread holds it.
@@ -148,6 +150,8 @@ class ExecutorPortal(Portal):
 
     def _send(self, call: Call[Any]) -> concurrent.futures.Future[Any] | None:
         """The executor's future for `call`, or None if that has been cancelled meanwhile."""
+        from ipyportal.concurrency import sending
+
         with call._lock:
             fn, args, kwargs, context = call.fn, call.args, call.kwargs, call._context
         if fn is None or args is None or context is None:
@@ -156,11 +160,11 @@ class ExecutorPortal(Portal):
         if kwargs:
             fn = functools.partial(fn, **kwargs)  # the executor may have parameters by these names
         values = [(sent, context[sent.variable]) for sent in self._variables if sent.variable in context]
-        if values or is_async_function(fn):
-            fn, args = _run, (values, fn, *args)
+        if values or self._is_pool or is_async_function(fn):
+            fn, args = sending.run_in_context, (values, fn, *args)
         try:
             if self._dumps is not None:
-                return self._executor.submit(_run_pickled, self._dumps((fn, args)))
+                return self._executor.submit(sending.run_pickled, self._dumps((fn, args)))
             return self._executor.submit(fn, *args)
         except concurrent.futures.BrokenExecutor as exc:
             _explain(exc, self._name)
@@ -171,40 +175,10 @@ class ExecutorPortal(Portal):
                     f"{self._name} does not take {call.name}: {exc}. If it was shut down, make a new executor, and an "
                     "ExecutorPortal of that"
                 ) from exc
-            if (culprit := self._culprit(fn, args)) is None:
+            if (culprit := sending.culprit(fn, args, self._dumps)) is None:
                 _note(exc, f"it was {self._name} that did not take {call.name}, with arguments that can be pickled")
                 raise
             raise TypeError(f"{call.name} cannot be sent to {self._name}: {culprit}") from exc
-
-    def _culprit(self, fn: Any, args: tuple[Any, ...]) -> str | None:
-        """What of a call cannot be pickled, why, and what to do about it."""
-        # What clusters pickle with; ipyparallel does something like it for functions.
-        dumps: Any = self._dumps or getattr(sys.modules.get("cloudpickle"), "dumps", pickle.dumps)
-        values: list[tuple[_Variable, Any]] = []
-        if fn is _run:
-            values, fn, *args = args  # type: ignore[assignment]
-        keywords: dict[str, Any] = {}
-        if isinstance(fn, functools.partial):
-            fn, keywords = fn.func, fn.keywords
-        parts: list[tuple[str, Any]] = [
-            (f"argument {number}, {_short(value)},", value) for number, value in enumerate(args)
-        ]
-        parts += [(f"the argument {name}={_short(value)}", value) for name, value in keywords.items()]
-        parts += [(f"the context variable {pair[0].variable.name} with its value", pair) for pair in values]
-        advice = "have the function make it where it runs, or pass what it is made of"
-        for what, value in parts:
-            if (exc := _failure(dumps, value)) is not None:
-                return f"{what} cannot be pickled ({exc}): {advice}"
-        if (dumps is not pickle.dumps or self._dumps is not None) and (exc := _failure(dumps, fn)) is not None:
-            if dumps is pickle.dumps:
-                advice = (
-                    "define it at the top level of a module that can be imported there, or, with the package "
-                    "cloudpickle, make the portal with dumps=cloudpickle.dumps"
-                )
-            else:
-                advice = "what it refers to is sent with it; have it make that where it runs"
-            return f"the function cannot be pickled ({exc}): {advice}"
-        return None
 
     def _forget(self, call: Call[Any]) -> None:
         with self._lock:
@@ -222,7 +196,7 @@ class ExecutorPortal(Portal):
 
     def _cancel(self, future: concurrent.futures.Future[Any]) -> None:
         """Have the executor cancel what it has not begun. In whatever thread cancelled the call."""
-        if isinstance(self._executor, _POOLS):
+        if self._is_pool:
             future.cancel()
             return
         # That of a cluster waits for its client's loop, whose thread this may be; and there may be a thousand.
@@ -352,7 +326,7 @@ class _Flight:
                     _note(
                         call._value, f"{name} had begun it, where it goes on until it returns: it cannot be interrupted"
                     )
-                elif not isinstance(self._portal._executor, _POOLS):
+                elif not self._portal._is_pool:
                     _note(call._value, f"if {name} had begun it, it goes on there until it returns")
                 self._portal._cancel(future)
         finally:
@@ -360,22 +334,6 @@ class _Flight:
 
 
 # --- what is said of failures ----------------------------------------------------------------------------------------
-
-
-def _short(value: object) -> str:
-    try:
-        return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - somebody's __repr__
-        return f"a {type(value).__name__}"
-
-
-def _failure(dumps: Callable[[Any], bytes], value: object) -> Exception | None:
-    """What pickling `value` raises."""
-    try:
-        dumps(value)
-    except Exception as exc:  # noqa: BLE001 - whatever somebody's __reduce__ raises
-        return exc
-    return None
 
 
 def _note(exc: Any, text: str) -> None:
@@ -391,17 +349,15 @@ def _explain(exc: BaseException, name: str) -> None:
         _note(
             exc,
             f"a worker of {name} died, and the pool with it: all of its calls that were not over have failed. It may "
-            "have been killed (by the system, when memory ran out; by a stop button), have crashed in C, or have failed "
-            'to start (in a script, what starts processes stands under `if __name__ == "__main__":`). Make a new '
-            "executor, and an ExecutorPortal of that",
+            "have been killed (by the system, when memory ran out; by a stop button), have crashed in C, or have "
+            'failed to start (in a script, what starts processes stands under `if __name__ == "__main__":`). Make a '
+            "new executor, and an ExecutorPortal of that",
         )
     elif isinstance(remote := getattr(exc, "traceback", None), str):
         _note(exc, f"the traceback of {name}:\n{_without_colours(remote)}")  # ipyparallel's RemoteError
 
 
 def _without_colours(text: str) -> str:
-    import re
-
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
 
@@ -415,76 +371,3 @@ def _refuse_awaitables(name: str, values: Iterable[Any]) -> None:
                 "function and its arguments, run(fetch, url, on=portal), not what the function returned, "
                 "run(fetch(url), on=portal)"
             )
-
-
-# --- what runs in the worker -----------------------------------------------------------------------------------------
-
-
-def _find(module: str, name: str) -> _Variable:
-    import importlib
-
-    return _Variable(getattr(importlib.import_module(module), name))
-
-
-class _Variable:
-    """A context variable that is pickled as where it is to be found. It cannot be pickled itself."""
-
-    __slots__ = ("variable",)
-
-    def __init__(self, variable: contextvars.ContextVar[Any]) -> None:
-        if not isinstance(variable, contextvars.ContextVar):
-            raise TypeError(f"context= takes context variables (contextvars.ContextVar), not {type(variable).__name__}")
-        self.variable = variable
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        for module in list(sys.modules.values()):
-            if (name := getattr(module, "__name__", "__main__")) == "__main__":
-                continue
-            for attribute, value in list(vars(module).items()):
-                if value is self.variable:
-                    return _find, (name, attribute)
-        raise pickle.PicklingError(
-            f"the context variable {self.variable.name} is no global name of a module that can be imported elsewhere: "
-            "move it to one"
-        )
-
-
-def _run(values: list[tuple[_Variable, Any]], fn: Callable[..., Any], /, *args: Any) -> Any:
-    """Call `fn` with context variables set, and await what it returns."""
-    return contextvars.copy_context().run(_run_in_context, values, fn, args)
-
-
-def _run_in_context(values: list[tuple[_Variable, Any]], fn: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    for sent, value in values:
-        sent.variable.set(value)
-    result = fn(*args)
-    if not inspect.isawaitable(result):
-        return result
-
-    async def wait() -> Any:
-        return await result
-
-    if asyncio._get_running_loop() is None:
-        return asyncio.run(wait())
-    # An engine of ipyparallel runs a loop in this thread.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return thread.submit(contextvars.copy_context().run, asyncio.run, wait()).result()
-
-
-def _run_pickled(pickled: bytes) -> Any:
-    try:
-        fn, args = pickle.loads(pickled)
-    except Exception as exc:
-        raise TypeError(
-            f"what was sent to this process cannot be unpickled here: {exc}. A function that was defined in a notebook "
-            "or at a prompt is in the process of that alone. Put it into a module and import it; or, with the package "
-            "cloudpickle: ExecutorPortal(..., dumps=cloudpickle.dumps)"
-        ) from exc
-    try:
-        return fn(*args)
-    except Exception as exc:
-        try:
-            pickle.loads(pickle.dumps(exc))
-        except Exception:  # noqa: BLE001 - it would break the pool when it arrives
-            raise RuntimeError(f"{type(exc).__qualname__}: {exc} (which cannot be pickled)") from exc
-        raise
