@@ -85,7 +85,7 @@ asyncio.new_event_loop().close()
 class Snapshot:
     """What a test must leave as it was."""
 
-    def __init__(self, kept_open: str | None = None) -> None:
+    def __init__(self, kept_open: tuple[str, ...] = ()) -> None:
         self.kept_open = kept_open
         self.threads = set(threading.enumerate())
         self.tasks = pending_tasks()
@@ -100,7 +100,7 @@ class Snapshot:
         files = {
             (number, target)
             for number, target in open_files().items() - self.files.items()
-            if self.kept_open is None or not target.startswith(self.kept_open)
+            if not target.startswith(self.kept_open)
         }
         return [
             *map(describe_thread, threads),
@@ -208,13 +208,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def kept_open() -> str | None:
-    """What begins the targets of file descriptors that may be left open, for a module to override."""
-    return None
+def kept_open() -> tuple[str, ...]:
+    """How the targets of file descriptors begin that may be left open; for a module to override."""
+    return ()
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_over(kept_open: str | None) -> Iterator[None]:
+def nothing_is_left_over(kept_open: tuple[str, ...]) -> Iterator[None]:
     """Fail a test that left a thread, a task, a descriptor, a signal handler or a patch behind.
 
     Fixtures of a wider scope are set up before this one: what they hold is not held against a test.

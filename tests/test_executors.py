@@ -28,7 +28,7 @@ from ipyportal.concurrency import State, shutdown
 
 from . import remote
 from .concurrency.conftest import often  # noqa: F401 - a fixture
-from .concurrency.helpers import PATIENCE, Gate, soon, until
+from .concurrency.helpers import PATIENCE, Gate, python, soon, until
 
 ENGINES = ("threads", "processes", "dask", "ipyparallel")
 ROOT = Path(__file__).parents[1]
@@ -142,10 +142,11 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def kept_open(request: pytest.FixtureRequest) -> str | None:
-    """A client of dask keeps connections for the next time, as many as were once needed."""
-    with_dask = "engine" in request.fixturenames and request.getfixturevalue("engine").kind == "dask"
-    return "socket:" if with_dask else None
+def kept_open(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    """What clusters open at a time of their own: ipyparallel to watch its processes, a client of dask connections."""
+    if "engine" in request.fixturenames and request.getfixturevalue("engine").kind == "dask":
+        return "anon_inode:[pidfd]", "socket:"
+    return ("anon_inode:[pidfd]",)
 
 
 @pytest.fixture
@@ -182,6 +183,13 @@ def test_a_function_that_returns_an_awaitable_in_the_pools_of_the_standard_libra
 ) -> None:
     if engine.kind in ("threads", "processes"):
         assert run(remote.gives_awaitable, 21, on=portal) == 42
+
+
+def test_a_future_of_dask_among_the_arguments_is_its_value(engine: Engine, portal: ExecutorPortal) -> None:
+    if engine.kind == "dask":
+        future = engine.client.scatter(20)
+        assert run(remote.double, future, on=portal) == 40
+        assert run(remote.adouble, future, plus=2, on=portal) == 42
 
 
 def test_they_run_in_another_process(engine: Engine, portal: ExecutorPortal) -> None:
@@ -497,7 +505,8 @@ def test_an_executor_that_is_shut_down_with_calls_cancels_them() -> None:
     first, second = (submit(gate.pass_through, on=portal) for _ in range(2))
     executor.shutdown(wait=False, cancel_futures=True)
     wait([second.future])
-    assert second.cancelled()
+    with pytest.raises(concurrent.futures.CancelledError, match="was cancelled by ThreadPoolExecutor: was that, or"):
+        second.result()
     gate.set()
     assert first.result(PATIENCE) is None
 
@@ -527,6 +536,17 @@ def test_what_is_no_executor_is_refused() -> None:
         portal = ExecutorPortal(executor, name="mine")
         assert repr(portal) == "<ExecutorPortal mine>"
         assert portal.executor is executor
+
+
+def test_no_engine_is_imported_before_it_is_used() -> None:
+    done = python(
+        """
+        import sys
+        from ipyportal import ExecutorPortal
+        print(*{"distributed", "ipyparallel", "cloudpickle", "concurrent.futures.process"} & set(sys.modules))
+        """
+    )
+    assert (done.stdout, done.stderr) == ("\n", "")
 
 
 # --- races -----------------------------------------------------------------------------------------------------------

@@ -176,7 +176,7 @@ class ExecutorPortal(Portal):
                     "ExecutorPortal of that"
                 ) from exc
             if (culprit := sending.culprit(fn, args, self._dumps)) is None:
-                _note(exc, f"it was {self._name} that did not take {call.name}, with arguments that can be pickled")
+                _note(exc, f"it was {self._name} that did not take {call.name}, whose arguments can be pickled")
                 raise
             raise TypeError(f"{call.name} cannot be sent to {self._name}: {culprit}") from exc
 
@@ -301,17 +301,20 @@ class _Flight:
         call, self._call, self._future = self._call, None, None
         if call is None:
             return
+        name = self._portal._name
         try:
-            error = asyncio.CancelledError() if future.cancelled() else future.exception()
+            error = None if future.cancelled() else future.exception()
         except BaseException as exc:  # noqa: BLE001 - an executor's own kind of future
             error = exc
         try:
-            if error is None:
+            if future.cancelled():
+                call._finish(State.CANCELLED, f"{call.name} was cancelled by {name}: was that, or its client, closed?")
+            elif error is None:
                 call._finish(State.FINISHED, future.result())
             elif isinstance(error, (asyncio.CancelledError, concurrent.futures.CancelledError)):
-                call._finish(State.CANCELLED, error)  # by a shutdown of the executor, say
+                call._finish(State.CANCELLED, error)
             else:
-                _explain(error, self._portal._name)
+                _explain(error, name)
                 call._finish(State.FAILED, error)
         finally:
             del call, error, future
