@@ -30,6 +30,7 @@ from . import remote
 from .concurrency.conftest import often  # noqa: F401 - a fixture
 from .concurrency.helpers import PATIENCE, Gate, python, soon, until
 
+pytestmark = pytest.mark.timeout(180)  # on a machine that is busy a cluster takes long to start
 ENGINES = ("threads", "processes", "dask", "ipyparallel")
 ROOT = Path(__file__).parents[1]
 local_color: contextvars.ContextVar[str] = contextvars.ContextVar("local_color")

@@ -9,6 +9,8 @@ import pytest
 
 from .kernel import Kernel
 
+pytestmark = pytest.mark.timeout(180)  # on a machine that is busy a cluster takes long to start
+
 POOL = """
     import multiprocessing, operator, signal
     from concurrent.futures import ProcessPoolExecutor
@@ -78,7 +80,7 @@ def test_with_cloudpickle_it_is(kernel_with_pool: Kernel) -> None:
 def test_the_stop_button_and_a_cluster_of_dask(kernel_with_pool: Kernel, tmp_path: Path) -> None:
     pytest.importorskip("distributed")
     kernel = kernel_with_pool
-    kernel.value(DASK)
+    kernel.value(DASK, timeout=90)
     try:
         assert kernel.value("run(double, 1, on=dask), run(adouble, 2, on=dask)") == (2, 4)
         # The cell is suspended meanwhile: its loop goes on.
