@@ -303,19 +303,23 @@ def test_what_cannot_be_pickled_is_named_at_once(engine: Engine, portal: Executo
         with pytest.raises(TypeError) as failure:
             work(lambda: lock, on=portal)
         assert "<lambda>" in str(failure.value) + str(getattr(failure.value, "__notes__", ""))
+    shared = multiprocessing.get_context("spawn").Lock()  # which says so by a RuntimeError
+    with pytest.raises(TypeError, match=r"argument 0, <Lock.*cannot be pickled \(Lock objects should only be shared"):
+        run(remote.double, shared, on=portal)
     with pytest.raises(TypeError, match="argument 0, <unlocked") as failure:
         map(remote.double, [1, lock], on=portal)
     assert "item 1 of map" in str(failure.value.__notes__)
 
 
-def test_a_function_without_a_name_can_be_sent_with_cloudpickle() -> None:
+def test_a_function_without_a_name(engine: Engine, portal: ExecutorPortal) -> None:
+    if engine.kind != "processes":
+        assert run(lambda n: n + 1, 3, on=portal) == 4
+
+
+def test_it_can_be_sent_to_a_pool_of_processes_with_cloudpickle() -> None:
     dumps = pytest.importorskip("cloudpickle").dumps
     with ExecutorPortal(processes(), owner=True, dumps=dumps) as portal:
-        assert run(lambda n: portal_free(n), 3, on=portal) == 4
-
-
-def portal_free(n: int) -> int:
-    return n + 1
+        assert run(lambda n: n + 1, 3, on=portal) == 4
 
 
 # --- cancelling ------------------------------------------------------------------------------------------------------

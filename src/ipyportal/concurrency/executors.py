@@ -162,9 +162,14 @@ class ExecutorPortal(Portal):
         values = [(sent, context[sent.variable]) for sent in self._variables if sent.variable in context]
         if values or self._is_pool or is_async_function(fn):
             fn, args = sending.run_in_context, (values, fn, *args)
+        if self._dumps is not None:
+            try:
+                pickled = self._dumps((fn, args))
+            except Exception as exc:
+                what = sending.culprit(fn, args, self._dumps) or str(exc)
+                raise TypeError(f"{call.name} cannot be sent to {self._name}: {what}") from exc
+            fn, args = sending.run_pickled, (pickled,)
         try:
-            if self._dumps is not None:
-                return self._executor.submit(sending.run_pickled, self._dumps((fn, args)))
             return self._executor.submit(fn, *args)
         except concurrent.futures.BrokenExecutor as exc:
             _explain(exc, self._name)
@@ -175,10 +180,10 @@ class ExecutorPortal(Portal):
                     f"{self._name} does not take {call.name}: {exc}. If it was shut down, make a new executor, and an "
                     "ExecutorPortal of that"
                 ) from exc
-            if (culprit := sending.culprit(fn, args, self._dumps)) is None:
-                _note(exc, f"it was {self._name} that did not take {call.name}, whose arguments can be pickled")
+            if self._is_pool or (what_not := sending.culprit(fn, args, None)) is None:
+                _note(exc, f"it was {self._name} that did not take {call.name}")
                 raise
-            raise TypeError(f"{call.name} cannot be sent to {self._name}: {culprit}") from exc
+            raise TypeError(f"{call.name} cannot be sent to {self._name}: {what_not}") from exc
 
     def _forget(self, call: Call[Any]) -> None:
         with self._lock:
@@ -215,15 +220,14 @@ class ExecutorPortal(Portal):
                     self._cancelling = None
                     return
             try:
-                for future in futures:
-                    future.cancel()
                 # ipyparallel's cancel() tells its engines nothing.
                 if (view := getattr(self._executor, "view", None)) is not None:
                     messages = [message for future in futures for message in getattr(future, "msg_ids", ())]
                     view.client.abort(messages, targets=view.targets, block=False)
+                while futures:
+                    futures.pop().cancel()
             except Exception as exc:  # noqa: BLE001 - the calls are over, and nobody waits
-                report(exc, f"{self._name} could not cancel a call")
-            del futures, future
+                report(exc, f"{self._name} could not cancel {len(futures) + 1} calls")
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
