@@ -26,6 +26,7 @@ from ipyportal._version import __version__
 from ipyportal.concurrency import (
     Call,
     EventLoopThread,
+    ExecutorPortal,
     Portal,
     WorkerThread,
     get_global_loop,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Call",
     "EventLoopThread",
+    "ExecutorPortal",
     "Portal",
     "Route",
     "WorkerThread",

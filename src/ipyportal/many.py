@@ -26,6 +26,7 @@ from ipyportal.concurrency import interruption
 from ipyportal.concurrency.api import await_for
 from ipyportal.concurrency.calls import Call, _as_coroutine, current_call, name_of
 from ipyportal.concurrency.deadlines import check_timeout
+from ipyportal.concurrency.executors import ExecutorPortal, is_async_function
 from ipyportal.concurrency.primitives import CoroutineWrapper, add_note, as_exception
 from ipyportal.concurrency.suspension import suspendable
 from ipyportal.concurrency.threads import LoopPortal, WorkerThread, submit_to_new_thread
@@ -288,8 +289,8 @@ class Results(Stream[T]):
         _check_function(fn)
         limit = None if limit is None else _check_limit(limit)
         items = _zip(iterables)
-        on, threads, limit = _place(fn, on, limit)
         self._name = name_of(fn)
+        fn, on, threads, limit = _place(fn, on, limit)
         self._items = items
         self._timeout = timeout
         self._deadline = None if timeout is None else time.monotonic() + timeout
@@ -443,17 +444,28 @@ def _check_limit(limit: Any) -> float:
 
 def _place(
     fn: Callable[..., Any], on: Route | None, limit: float | None
-) -> tuple[Route | None, Callable[[Call[Any]], object] | None, float]:
-    """Where the pool is, where the threads of its runners come from, and how many items are in flight."""
+) -> tuple[Callable[..., Any], Route | None, Callable[[Call[Any]], object] | None, float]:
+    """What the pool runs and where it is, where its runners' threads come from, and how many items are in flight."""
     route = get_route() if on is None else on
-    if not (inspect.iscoroutinefunction(fn) or inspect.iscoroutinefunction(type(fn).__call__)):
-        pool_on: Route | None = None if get_route() is None else "loop"
+    pool_on: Route | None = None if get_route() is None else "loop"
+    if isinstance(route, ExecutorPortal):
+        return _sender(fn, route), pool_on, None, TASKS if limit is None else limit
+    if not is_async_function(fn):
         if route is None or route == "thread":
-            return pool_on, submit_to_new_thread, THREADS if limit is None else limit
+            return fn, pool_on, submit_to_new_thread, THREADS if limit is None else limit
         if isinstance(route, WorkerThread):
             route._check_wait(Call(fn))
-            return pool_on, route.submit, 1
-    return on, None, TASKS if limit is None else limit
+            return fn, pool_on, route.submit, 1
+    return fn, on, None, TASKS if limit is None else limit
+
+
+def _sender(fn: Callable[..., Any], portal: ExecutorPortal) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """`fn` as an asynchronous function that runs it on `portal`."""
+
+    async def send(*item: Any) -> Any:
+        return await portal.submit(Call(fn, item))
+
+    return send
 
 
 def _make_bar(iterables: tuple[Any, ...]) -> Any:
@@ -533,13 +545,13 @@ class _Map:
     Args:
         fn: Called with an item of each of `iterables`, which may have different lengths: the shortest ends it.
         limit: How many items are in flight at most, from those that were drawn to those whose result was taken. None
-            for 1000 of a coroutine function, and for as many of any other as `ThreadPoolExecutor` has threads.
-            ``math.inf`` for no limit.
+            for 1000 of a coroutine function or on an `ExecutorPortal`, and for as many of any other as
+            `ThreadPoolExecutor` has threads. ``math.inf`` for no limit.
         timeout: Seconds for all of it to be over.
         progress: Show a bar of `tqdm.auto`.
         return_exceptions: Put the exceptions of items that fail among the results.
-        on: As for `run`. A `WorkerThread` takes the items of a synchronous function one by one; on any loop, a
-            synchronous function blocks it.
+        on: As for `run`. An `ExecutorPortal` has its executor run each item. A `WorkerThread` takes the items of a
+            synchronous function one by one; on any loop, a synchronous function blocks it.
 
     Raises:
         BaseException: What the first item that failed raised, with a note that says which. The others have been

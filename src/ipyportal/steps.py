@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.deadlines import clock, report
+from ipyportal.concurrency.executors import ExecutorPortal
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import Suspendable, suspendable_here
 from ipyportal.concurrency.tasks import TaskEnded, TaskPortal
@@ -45,7 +46,7 @@ class Steps:
     Args:
         name: What messages call it.
         clean_up: The last step. It may be run more than once.
-        on: As for `run`.
+        on: As for `run`, but no `ExecutorPortal`.
         cancelled: As for `TaskPortal`. Without ``on``, in a caller that can be suspended, it is not called.
     """
 
@@ -65,6 +66,8 @@ class Steps:
         self._remember_caller()
         if on is None:
             on = get_route()
+        if isinstance(on, ExecutorPortal):
+            raise TypeError(f"{name} takes more than one step, and {on.name} runs functions: run, submit or map them")
         if on is None and self._caller is not None:
             self._loop = asyncio.get_running_loop()
         else:

@@ -1,8 +1,8 @@
 """ipyportal's engine: calls that travel between threads and event loops, without blocking any of them.
 
 A `Call` is a function with its arguments and its context, to be run once. A `Portal` is a place where calls run:
-a `WorkerThread`, an `EventLoopThread`, the thread of whoever waits. A `Waiter` waits for a call, and is a portal
-itself: what the call sends back runs there meanwhile.
+a `WorkerThread`, an `EventLoopThread`, an executor, the thread of whoever waits. A `Waiter` waits for a call, and is
+a portal itself: what the call sends back runs there meanwhile.
 
 How a call travels::
 
@@ -32,7 +32,7 @@ Everything can be cancelled, from any thread: a call, with all that it sent back
 *suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
 
 The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `tasks`, `waiters`, `cancellation`,
-`interruption`, `deadlines`, `suspension`, `turns`, `api`.
+`interruption`, `deadlines`, `suspension`, `turns`, `executors`, `sending`, `api`.
 """
 
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync
@@ -47,6 +47,7 @@ from ipyportal.concurrency.cancellation import (
     cancel_sync_at,
     shield,
 )
+from ipyportal.concurrency.executors import ExecutorPortal
 from ipyportal.concurrency.interruption import Cancelled
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import can_suspend, suspend
@@ -68,6 +69,7 @@ __all__ = [
     "CancelScope",
     "Cancelled",
     "EventLoopThread",
+    "ExecutorPortal",
     "Portal",
     "State",
     "SyncCancelScope",
