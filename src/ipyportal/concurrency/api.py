@@ -8,7 +8,7 @@ and a `timeout` in seconds for the call to be over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from threading import Thread
 from typing import Any, TypeVar, overload
@@ -28,6 +28,12 @@ DoneCallbacks = Iterable["Call[Any] | Callable[[], Any]"] | None
 Contexts = Iterable[AbstractContextManager[Any]] | None
 
 
+@overload
+def create_call(fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+@overload
+def create_call(fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+@overload
+def create_call(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Call[T]: ...
 def create_call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
     """The same as `Call.new`: a call of ``fn(*args, **kwargs)`` in a copy of the current context."""
     return Call.new(fn, *args, **kwargs)

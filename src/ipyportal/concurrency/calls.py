@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "name_of", "start_on_loop"]
 
 T = TypeVar("T")
+R = TypeVar("R")  # of a class method: checkers take the T of a class that is named without it for unknown
 
 
 class State(enum.Enum):
@@ -112,13 +113,13 @@ class Call(Generic[T]):
 
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @classmethod
     def new(cls, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
         """A call of ``fn(*args, **kwargs)`` that has not begun. It captures the current context.
