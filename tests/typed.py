@@ -1,7 +1,7 @@
 """What a type checker sees of the public names. It is not run.
 
-`test_twins` has mypy check it, and CI has mypy and pyright check it against an installed wheel. A ``type: ignore`` marks
-what a checker must refuse: both checkers say so where it does not.
+`test_twins` has mypy check it, and CI has mypy and pyright check it against an installed wheel. A ``type: ignore``
+marks what a checker must refuse: both say so where nothing is to be ignored.
 """
 
 from __future__ import annotations

@@ -1,0 +1,70 @@
+"""What the project says in several places is the same in all of them."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from ipyportal import __version__
+
+ROOT = Path(__file__).parents[1]
+PROJECT: dict[str, Any] = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text(encoding="utf-8"))
+RECIPE: dict[str, Any] = yaml.safe_load(ROOT.joinpath("conda/recipe.yaml").read_text(encoding="utf-8"))
+HEADING = re.compile(r"^## (?:\[?(\d[^] ]*)\]? - \d{4}-\d\d-\d\d|(Unreleased))$", re.M)
+
+
+def bounds(requirements: list[str]) -> dict[str, str]:
+    """The names of requirements, normalized, with their bounds."""
+    parsed = map(Requirement, requirements)
+    return {one.name.lower().replace("_", "-"): str(one.specifier) for one in parsed}
+
+
+# --- the version -----------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_written_in_one_place() -> None:
+    assert PROJECT["project"]["dynamic"] == ["version"]
+    assert PROJECT["tool"]["hatch"]["version"]["path"] == "src/ipyportal/_version.py"
+    assert RECIPE["context"]["version"] == __version__
+
+
+def test_the_version_is_that_of_the_changelog() -> None:
+    text = ROOT.joinpath("CHANGELOG.md").read_text(encoding="utf-8")
+    headings = HEADING.findall(text)
+    assert len(headings) == len(re.findall(r"^## ", text, re.M)), "each is Unreleased, or a version and a date"
+    released = [Version(number) for number, _ in headings if number]
+    assert released == sorted(released, reverse=True)
+    if headings[0][1]:  # what is not released yet is newer than what is
+        assert not released or Version(__version__) > released[0]
+    else:
+        assert Version(__version__) == released[0]
+
+
+# --- the conda recipe ------------------------------------------------------------------------------------------------
+
+
+def test_the_conda_recipe_needs_what_the_wheel_needs() -> None:
+    project, requirements = PROJECT["project"], RECIPE["requirements"]
+    python, *run = requirements["run"]
+    assert python == "python >=${{ python_min }}"
+    assert ">=" + RECIPE["context"]["python_min"] == project["requires-python"]
+    assert bounds(run) == bounds(project["dependencies"])
+    host = [one for one in requirements["host"] if one != "pip" and not one.startswith("python ")]
+    assert bounds(host) == bounds(PROJECT["build-system"]["requires"])
+
+
+def test_the_conda_recipe_says_of_the_project_what_pyproject_says() -> None:
+    project, about = PROJECT["project"], RECIPE["about"]
+    assert RECIPE["context"]["name"] == project["name"]
+    assert about["summary"] == project["description"]
+    assert about["license"] == project["license"]
+    assert [about["license_file"]] == project["license-files"]
+    assert {about["homepage"], about["repository"]} == {project["urls"]["Source"]}
+    scripts = [f"{name} = {target}" for name, target in project["scripts"].items()]
+    assert RECIPE["build"]["python"]["entry_points"] == scripts
