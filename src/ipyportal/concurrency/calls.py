@@ -34,7 +34,17 @@ R = TypeVar("R")  # of a class method: checkers take the T of a class that is na
 
 
 class State(enum.Enum):
-    """Where a `Call` is in its life. The last four are final."""
+    """Where a `Call` is in its life. The last four are final.
+
+    Example:
+        >>> from ipyportal.concurrency import Call, State
+        >>> call = Call.new(int, "five")
+        >>> call.state
+        <State.PENDING: 'pending'>
+        >>> call.run()
+        >>> call.state is State.FAILED
+        True
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -54,7 +64,17 @@ _current: contextvars.ContextVar[weakref.ref[Call[Any]] | None] = contextvars.Co
 
 
 def current_call() -> Call[Any] | None:
-    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls."""
+    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls.
+
+    Example:
+        >>> from ipyportal.concurrency import create_call, current_call, from_sync
+        >>> def name():
+        ...     return current_call().name
+        >>> from_sync.call_in_new_thread(name)
+        'name'
+        >>> current_call() is None
+        True
+    """
     reference = _current.get()
     return None if reference is None else reference()
 
@@ -69,6 +89,16 @@ class Call(Generic[T]):
 
     All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
+
+    Example:
+        >>> from ipyportal.concurrency import Call, get_global_loop
+        >>> async def double(n):
+        ...     return 2 * n
+        >>> call = get_global_loop().submit(Call.new(double, 21))
+        >>> call.result(timeout=5)
+        42
+        >>> call.done(), call.cancelled()
+        (True, False)
     """
 
     # Defaults of the class: many calls may be in flight, and most have few of these of their own.
