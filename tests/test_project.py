@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import yaml
 from packaging.requirements import Requirement
@@ -68,3 +70,27 @@ def test_the_conda_recipe_says_of_the_project_what_pyproject_says() -> None:
     assert {about["homepage"], about["repository"]} == {project["urls"]["Source"]}
     scripts = [f"{name} = {target}" for name, target in project["scripts"].items()]
     assert RECIPE["build"]["python"]["entry_points"] == scripts
+
+
+# --- Binder and Colab ------------------------------------------------------------------------------------------------
+
+
+def test_the_badges_open_the_quickstart() -> None:
+    text = ROOT.joinpath("README.md").read_text(encoding="utf-8")
+    name = PROJECT["project"]["urls"]["Source"].removeprefix("https://github.com/")
+    binder, colab = (unquote(link) for link in re.findall(r"^\[!\[.*\)\]\((\S+)\)$", text, re.M))
+    assert binder == f"https://mybinder.org/v2/gh/{name}/main?labpath=notebooks/quickstart.ipynb"
+    assert colab == f"https://colab.research.google.com/github/{name}/blob/main/notebooks/quickstart.ipynb"
+
+
+def test_binder_installs_what_the_notebooks_need() -> None:
+    folder = ROOT / "binder"
+    checkout, *packages = folder.joinpath("requirements.txt").read_text(encoding="utf-8").split()
+    match = re.fullmatch(r"\.\[(.+)\]", checkout)
+    assert match is not None
+    # `demo` and `browser` are what test_notebooks needs to run them all, `nest` what one of them speaks of.
+    assert set(match[1].split(",")) == {"browser", "demo", "nest"} <= set(PROJECT["project"]["optional-dependencies"])
+    assert bounds(packages).items() <= bounds(PROJECT["project"]["optional-dependencies"]["test"]).items()
+    version = folder.joinpath("runtime.txt").read_text(encoding="utf-8").strip().removeprefix("python-")
+    assert f"Programming Language :: Python :: {version}" in PROJECT["project"]["classifiers"]
+    assert os.access(folder / "postBuild", os.X_OK)
