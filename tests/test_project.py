@@ -48,6 +48,25 @@ def test_the_version_is_that_of_the_changelog() -> None:
         assert Version(__version__) == released[0]
 
 
+# --- the table of dependencies ---------------------------------------------------------------------------------------
+
+
+def test_the_table_of_dependencies_names_what_pyproject_names() -> None:
+    project = PROJECT["project"]
+    needs = {"ipyportal": project["dependencies"], "the build": PROJECT["build-system"]["requires"]}
+    expected: dict[str, set[str]] = {}
+    for extra, requirements in {**needs, **project["optional-dependencies"]}.items():
+        for name in bounds(requirements).keys() - {project["name"]}:
+            expected.setdefault(name, set()).add(extra)
+    text = ROOT.joinpath("docs/dependencies.md").read_text(encoding="utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    assert rows[0] == ["package", "needed by", "MB", "why this one", "without it"]
+    assert all(len(row) == len(rows[0]) and all(row) for row in rows)
+    table = {name.replace("_", "-"): set(extras.split(", ")) for name, extras, *_ in rows[2:]}
+    assert len(table) == len(rows) - 2
+    assert table == expected
+
+
 # --- the conda recipe ------------------------------------------------------------------------------------------------
 
 
