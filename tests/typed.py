@@ -1,13 +1,29 @@
-"""What a type checker sees of the public names. `test_twins` has mypy check this file; it is not run."""
+"""What a type checker sees of the public names. It is not run.
+
+`test_twins` has mypy check it, and CI has mypy and pyright check it against an installed wheel. A ``type: ignore``
+marks what a checker must refuse: both say so where nothing is to be ignored.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, assert_type
 
-from ipyportal import enter, iterate, map, syncify
+from ipyportal import EventLoopThread, enter, get_worker_thread, iterate, map, run, set_route, submit, syncify
+from ipyportal.concurrency import (
+    AsyncWaiter,
+    Call,
+    Portal,
+    State,
+    SyncWaiter,
+    cast_to_call,
+    create_call,
+    from_async,
+    from_sync,
+    suspend,
+)
 from ipyportal.twins import Twin
 
 
@@ -23,7 +39,7 @@ async def count(n: int) -> AsyncIterator[int]:
 
 @syncify
 @asynccontextmanager
-async def opened(path: str) -> AsyncIterator[float]:
+async def opened(path: str) -> AsyncGenerator[float, None]:
     yield float(path)
 
 
@@ -78,6 +94,39 @@ def synchronous() -> None:
     assert_type(map(double, [1], return_exceptions=True), list[int | BaseException])
     for n in map.unordered(double, [1]):
         assert_type(n, int)
+
+
+def waiting() -> None:
+    assert_type(run(double(1)), int)
+    assert_type(run(double, 1, timeout=5, on="loop"), int)
+    assert_type(run(len, "a", on=get_worker_thread("db")), int)
+    run(double(1), on="elsewhere")  # type: ignore[call-overload]
+    set_route(5)  # type: ignore[arg-type]
+
+    call = submit(double, 1, on="thread")
+    assert_type(call, Call[int])
+    assert_type(call.result(timeout=5), int)
+    assert_type(call.state, State)
+    call.result("soon")  # type: ignore[arg-type]
+
+
+def engine(portal: Portal) -> None:
+    assert_type(create_call(double, 1), Call[int])
+    assert_type(create_call(len, "a"), Call[int])
+    assert_type(cast_to_call(create_call(len, "a")), Call[int])
+    assert_type(portal.submit(create_call(len, "a")), Call[int])
+    with EventLoopThread(name="mine") as thread:
+        assert_type(thread.submit(Call.new(double, 1)).result(), int)
+    assert_type(SyncWaiter(create_call(len, "a")).wait(), Call[int])
+    assert_type(from_sync.wait_for_call_in_loop_thread(create_call(double, 1), timeout=5), int)
+    assert_type(from_sync.call_soon_in_new_thread(create_call(len, "a")), Call[int])
+    assert_type(suspend(double(1)), int)
+
+
+async def asynchronous_engine() -> None:
+    assert_type(await AsyncWaiter(create_call(len, "a")).wait(), Call[int])
+    assert_type(await create_call(double, 1), int)
+    assert_type(await from_async.wait_for_call_in_new_thread(create_call(len, "a")), int)
 
 
 coroutine: Coroutine[Any, Any, bytes] = fetch.aio("x")

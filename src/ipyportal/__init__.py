@@ -2,18 +2,33 @@
 
 ``run(x)`` means ``await x``, written where ``await`` cannot be written: in a function, a ``df.apply``, a property, a
 widget callback. In a notebook, ``%load_ext ipyportal`` first: then the notebook stays alive while a cell waits. The
-same call works in a script, in pytest, in terminal IPython::
+same call works in a script, in pytest, in terminal IPython:
 
-    from ipyportal import run, submit
-
-    def title(url):                  # a plain function
-        return run(fetch(url)).title
-
-    call = submit(fetch(url))        # starts it, and returns its Call at once
-    call.result()
+    >>> import asyncio
+    >>> from ipyportal import run, submit
+    >>> async def fetch(city):  # any async library
+    ...     await asyncio.sleep(0.01)
+    ...     return f"{city} {len(city)} °C"
+    >>> def temperature(city):  # a plain function
+    ...     return run(fetch(city))
+    >>> temperature("Oslo")
+    'Oslo 4 °C'
+    >>> call = submit(fetch("Riga"))  # starts it, and returns its Call at once
+    >>> call.result()
+    'Riga 4 °C'
 
 `iterate` is ``async for`` and `enter` is ``async with``, in the same sense; `syncify` makes the synchronous twin of a
 function or a class; `map` calls a function of many items at once.
+
+A function of yours can hand on where its calls run; `Route` is the type of that:
+
+    >>> import ipyportal
+    >>> def forecast(city, on: ipyportal.Route | None = None):
+    ...     return run(fetch(city), on=on)
+    >>> forecast("Oslo", on="thread")
+    'Oslo 4 °C'
+    >>> print(f"by ipyportal {ipyportal.__version__}")  # doctest: +ELLIPSIS
+    by ipyportal ...
 
 Under it lies `ipyportal.concurrency`, an engine that knows nothing of IPython.
 """

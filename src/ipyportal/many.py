@@ -563,6 +563,16 @@ class _Map:
         What was finished by then is not lost: each of these that was raised after the beginning has an attribute
         ``finished``, a dict from the numbers of items, counted from 0, to results. (After `map.unordered`, go on
         iterating.)
+
+    Example:
+        >>> import asyncio, ipyportal
+        >>> async def double(n):
+        ...     await asyncio.sleep(0.01)
+        ...     return 2 * n
+        >>> ipyportal.map(double, range(5), limit=2)
+        [0, 2, 4, 6, 8]
+        >>> sorted(ipyportal.map.unordered(double, range(5)))
+        [0, 2, 4, 6, 8]
     """
 
     __name__ = __qualname__ = "map"

@@ -340,6 +340,17 @@ def patch_asyncio() -> _Patch:
     a callback of the loop, which is no task; a task that was made before the patch came on; a cell of a kernel in
     which the extension is not loaded. Code that has taken the name before (``from asyncio import run``) keeps asyncio's
     own.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import patch_asyncio
+        >>> def library():  # somebody else's
+        ...     return asyncio.run(asyncio.sleep(0.01, "slept"))
+        >>> async def main():
+        ...     return library()
+        >>> with patch_asyncio():
+        ...     asyncio.run(main())
+        'slept'
     """
     return _Patch()
 

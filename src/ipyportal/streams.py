@@ -183,6 +183,21 @@ def iterate(
         TimeoutError: From the loop. An item did not come in time; the iteration is over.
         KeyboardInterrupt: From the loop. The stop button or Ctrl-C; the iteration is over, and has cleaned up.
         BaseException: From the loop. What `work` raised.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import iterate
+        >>> async def ticks():
+        ...     try:
+        ...         for n in range(1000):
+        ...             await asyncio.sleep(0.001)
+        ...             yield n
+        ...     finally:
+        ...         print("closed")
+        >>> for n in iterate(ticks()):
+        ...     if n == 2:
+        ...         break
+        closed
     """
     timeout = check_timeout(timeout)
     _check_route(on)
@@ -332,6 +347,24 @@ def enter(
         TimeoutError: From the ``with``. It was not entered in time.
         KeyboardInterrupt: From the ``with``. The stop button or Ctrl-C.
         BaseException: From the ``with``. What the context manager raised.
+
+    Example:
+        >>> import asyncio, contextlib
+        >>> from ipyportal import enter, run
+        >>> @contextlib.asynccontextmanager
+        ... async def station(city):
+        ...     yield city.upper()
+        ...     print(city, "closed")
+        >>> with enter(station("Oslo")) as name:
+        ...     print(name)
+        OSLO
+        Oslo closed
+        >>> try:
+        ...     with enter(asyncio.timeout, 0.01):
+        ...         run(asyncio.sleep(60))
+        ... except TimeoutError:
+        ...     print("timed out")
+        timed out
     """
     timeout = check_timeout(timeout)
     _check_route(on)

@@ -106,12 +106,33 @@ _warned = False
 
 
 def get_route() -> Route | None:
-    """The session's default for ``on=``; None for the rule."""
+    """The session's default for ``on=``; None for the rule.
+
+    Example:
+        >>> from ipyportal import get_route, set_route
+        >>> set_route("loop")
+        >>> get_route()
+        'loop'
+        >>> set_route(None)
+    """
     return _route
 
 
 def set_route(on: Route | None) -> None:
-    """Set the session's default for ``on=`` of `run` and `submit`; None goes back to the rule."""
+    """Set the session's default for ``on=`` of `run` and `submit`; None goes back to the rule.
+
+    Example:
+        >>> import asyncio, threading
+        >>> from ipyportal import run, set_route
+        >>> async def where():
+        ...     return threading.current_thread().name
+        >>> set_route("thread")
+        >>> run(where())  # doctest: +ELLIPSIS
+        'ipyportal-thread-...'
+        >>> set_route(None)
+        >>> run(where())
+        'ipyportal-loop'
+    """
     global _route
     _check_route(on)
     _route = on
@@ -169,6 +190,17 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         RuntimeError: The wait could never end.
         ImportError: `on` is ``"nested"``, and nest-asyncio is not installed.
         BaseException: What `work` raised.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import run
+        >>> async def double(n):
+        ...     await asyncio.sleep(0.01)
+        ...     return 2 * n
+        >>> run(double(21))
+        42
+        >>> run(double, 21, timeout=5, on="thread")
+        42
     """
     __tracebackhide__ = True
     current = suspendable_here()
@@ -471,6 +503,13 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
 
     Raises:
         TypeError, ValueError: As `run` does, before anything runs.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import submit
+        >>> calls = [submit(asyncio.sleep, 0.01, n) for n in range(3)]
+        >>> [call.result(timeout=5) for call in calls]
+        [0, 1, 2]
     """
     timeout = check_timeout(timeout)
     _check_route(on)

@@ -381,6 +381,18 @@ def syncify(work: Any = None, /, *, timeout: float | None = None, on: Route | No
     Raises:
         TypeError: `work` is neither a function nor a class.
         TypeError, ValueError: As `run` does for `timeout` and `on`.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import run, syncify
+        >>> @syncify
+        ... async def double(n):
+        ...     await asyncio.sleep(0.01)
+        ...     return 2 * n
+        >>> double(4)
+        8
+        >>> run(double.aio(4))
+        8
     """
     timeout = check_timeout(timeout)
     _check_route(on)

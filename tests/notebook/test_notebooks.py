@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
 from pathlib import Path
 
@@ -115,6 +116,29 @@ def test_a_notebook_is_stored_executed_once_from_top_to_bottom(path: Path) -> No
     assert notebook.metadata.kernelspec == {"display_name": "Python 3", "language": "python", "name": "python3"}
     assert notebook.cells[0].cell_type == "markdown"
     assert notebook.cells[0].source.startswith("# ")
+
+
+FIRST_CELL = re.compile(r"""try:
+    %load_ext ipyportal
+except ModuleNotFoundError:  # on Colab, say
+    %pip install -q ipyportal@git\+https://github\.com/ipyportal/ipyportal(?P<packages>.*)
+    %load_ext ipyportal""")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_installs_what_it_imports_where_ipyportal_is_missing(path: Path) -> None:
+    first, *others = code_cells(read(path))
+    match = FIRST_CELL.fullmatch(first.source)
+    assert match is not None
+    imported = {
+        name
+        for cell in others
+        for name in re.findall(r"^ *(?:from|import) (\w+)", cell.source, re.M)
+        if name not in sys.stdlib_module_names and name != "ipyportal"
+    }
+    if any("progress=True" in cell.source for cell in others):
+        imported.add("tqdm")
+    assert set(match["packages"].split()) == imported
 
 
 if __name__ == "__main__":

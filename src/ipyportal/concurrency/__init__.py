@@ -17,15 +17,16 @@ How a call travels::
       wakes                  <───────── the call is over ─────────┘
     call.result()
 
-`from_sync` and `from_async` do this in one line each, the first for synchronous code, the second for asynchronous::
+`from_sync` and `from_async` do this in one line each, the first for synchronous code, the second for asynchronous:
 
-    from ipyportal.concurrency import from_async, from_sync
-
-    async def login(user):                        # runs on the loop thread
-        ask = from_async.call_soon_in_waiting_thread(lambda: input(f"Password of {user}: "))
-        return user, len(await ask)               # input() ran on the main thread, which was waiting
-
-    from_sync.wait_for_call_in_loop_thread(create_call(login, "ada"), timeout=60)
+    >>> import threading
+    >>> from ipyportal.concurrency import create_call, from_async, from_sync
+    >>> def ask(question):  # on the thread that waits
+    ...     return question, threading.current_thread().name
+    >>> async def login(user):  # on the loop thread
+    ...     return await from_async.call_soon_in_waiting_thread(create_call(ask, f"Password of {user}?"))
+    >>> from_sync.wait_for_call_in_loop_thread(create_call(login, "ada"), timeout=60)
+    ('Password of ada?', 'MainThread')
 
 Everything can be cancelled, from any thread: a call, with all that it sent back (`Call.cancel`), a block of code
 (`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits inside a task can be

@@ -8,7 +8,7 @@ and a `timeout` in seconds for the call to be over.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from threading import Thread
 from typing import Any, TypeVar, overload
@@ -28,8 +28,21 @@ DoneCallbacks = Iterable["Call[Any] | Callable[[], Any]"] | None
 Contexts = Iterable[AbstractContextManager[Any]] | None
 
 
+@overload
+def create_call(fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+@overload
+def create_call(fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+@overload
+def create_call(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Call[T]: ...
 def create_call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
-    """The same as `Call.new`: a call of ``fn(*args, **kwargs)`` in a copy of the current context."""
+    """The same as `Call.new`: a call of ``fn(*args, **kwargs)`` in a copy of the current context.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import create_call, from_sync
+        >>> from_sync.call_in_loop_thread(create_call(asyncio.sleep, 0.01, result="slept"))
+        'slept'
+    """
     return Call.new(fn, *args, **kwargs)
 
 
@@ -42,6 +55,12 @@ def cast_to_call(call: Any) -> Call[Any]:
 
     Raises:
         TypeError: It is neither.
+
+    Example:
+        >>> from ipyportal.concurrency import cast_to_call
+        >>> call = cast_to_call(dict)
+        >>> cast_to_call(call) is call
+        True
     """
     return call if isinstance(call, Call) else Call(call)
 
@@ -194,6 +213,15 @@ class from_sync(_Soon):
 
     A wait suspends its caller where `can_suspend()` is true, and the loop of its thread goes on; elsewhere it
     blocks the thread. Where that would keep the call from ever being run, RuntimeError is raised.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import create_call, from_sync
+        >>> call = from_sync.call_soon_in_new_thread(create_call(pow, 2, 10))
+        >>> from_sync.wait_for_call_in_loop_thread(create_call(asyncio.sleep, 0.01, "slept"), timeout=5)
+        'slept'
+        >>> call.result()
+        1024
     """
 
     @overload
@@ -281,7 +309,18 @@ class from_sync(_Soon):
 
 
 class from_async(_Soon):
-    """For asynchronous code of any loop. A cancelled wait cancels the call, and waits for its clean-up."""
+    """For asynchronous code of any loop. A cancelled wait cancels the call, and waits for its clean-up.
+
+    Example:
+        >>> import asyncio, threading
+        >>> from ipyportal.concurrency import from_async
+        >>> async def ask():  # on the loop thread
+        ...     return await from_async.call_soon_in_waiting_thread(threading.current_thread)
+        >>> async def main():
+        ...     return await from_async.wait_for_call_in_loop_thread(ask, timeout=5)
+        >>> asyncio.run(main()) is threading.current_thread()
+        True
+    """
 
     @overload
     @staticmethod

@@ -30,10 +30,21 @@ if TYPE_CHECKING:
 __all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "name_of", "start_on_loop"]
 
 T = TypeVar("T")
+R = TypeVar("R")  # of a class method: checkers take the T of a class that is named without it for unknown
 
 
 class State(enum.Enum):
-    """Where a `Call` is in its life. The last four are final."""
+    """Where a `Call` is in its life. The last four are final.
+
+    Example:
+        >>> from ipyportal.concurrency import Call, State
+        >>> call = Call.new(int, "five")
+        >>> call.state
+        <State.PENDING: 'pending'>
+        >>> call.run()
+        >>> call.state is State.FAILED
+        True
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -53,7 +64,17 @@ _current: contextvars.ContextVar[weakref.ref[Call[Any]] | None] = contextvars.Co
 
 
 def current_call() -> Call[Any] | None:
-    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls."""
+    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls.
+
+    Example:
+        >>> from ipyportal.concurrency import create_call, current_call, from_sync
+        >>> def name():
+        ...     return current_call().name
+        >>> from_sync.call_in_new_thread(name)
+        'name'
+        >>> current_call() is None
+        True
+    """
     reference = _current.get()
     return None if reference is None else reference()
 
@@ -68,6 +89,16 @@ class Call(Generic[T]):
 
     All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
+
+    Example:
+        >>> from ipyportal.concurrency import Call, get_global_loop
+        >>> async def double(n):
+        ...     return 2 * n
+        >>> call = get_global_loop().submit(Call.new(double, 21))
+        >>> call.result(timeout=5)
+        42
+        >>> call.done(), call.cancelled()
+        (True, False)
     """
 
     __slots__ = (
@@ -134,13 +165,13 @@ class Call(Generic[T]):
 
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., Coroutine[Any, Any, T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., Coroutine[Any, Any, R]], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @overload
     @classmethod
-    def new(cls, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Call[T]: ...
+    def new(cls, fn: Callable[..., R], /, *args: Any, **kwargs: Any) -> Call[R]: ...
     @classmethod
     def new(cls, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
         """A call of ``fn(*args, **kwargs)`` that has not begun. It captures the current context.

@@ -57,6 +57,19 @@ class CancelScope(abc.ABC):
     Made by `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after`, `cancel_async_at`. If the deadline ends the
     block, `TimeoutError` is raised out of it; if `cancel()` does, `asyncio.CancelledError`. A block that had ended
     before it noticed is neither.
+
+    Example:
+        >>> import asyncio, time
+        >>> from ipyportal.concurrency import CancelScope, cancel_sync_after, create_call, from_sync
+        >>> def stop(scope: CancelScope):  # in another thread
+        ...     scope.cancel()
+        >>> try:
+        ...     with cancel_sync_after(None) as scope:
+        ...         call = from_sync.call_soon_in_new_thread(create_call(stop, scope))
+        ...         time.sleep(60)
+        ... except asyncio.CancelledError:
+        ...     print("cancelled")
+        cancelled
     """
 
     def __init__(self, deadline: float | None, timeout: float | None) -> None:
@@ -112,7 +125,14 @@ class CancelScope(abc.ABC):
 
 
 class SyncCancelScope(CancelScope):
-    """A `CancelScope` around synchronous code of one thread."""
+    """A `CancelScope` around synchronous code of one thread.
+
+    Example:
+        >>> from ipyportal.concurrency import SyncCancelScope, cancel_sync_after
+        >>> scope = cancel_sync_after(60)
+        >>> isinstance(scope, SyncCancelScope), scope.timedout()
+        (True, False)
+    """
 
     _interrupt = Interrupt.NONE
     _greenlet: weakref.ref[Any] | None = None
@@ -178,7 +198,14 @@ class SyncCancelScope(CancelScope):
 
 
 class AsyncCancelScope(CancelScope):
-    """A `CancelScope` around asynchronous code of one task. Entered with ``with``, inside the task."""
+    """A `CancelScope` around asynchronous code of one task. Entered with ``with``, inside the task.
+
+    Example:
+        >>> from ipyportal.concurrency import AsyncCancelScope, cancel_async_after
+        >>> scope = cancel_async_after(60)
+        >>> isinstance(scope, AsyncCancelScope), scope.timedout()
+        (True, False)
+    """
 
     def __enter__(self) -> Self:
         task = asyncio.current_task()
@@ -251,12 +278,33 @@ def cancel_sync_after(seconds: float | None) -> SyncCancelScope:
 
     Raises:
         TypeError, ValueError: `seconds` is not a number, or is negative.
+
+    Example:
+        >>> import time
+        >>> from ipyportal.concurrency import cancel_sync_after
+        >>> try:
+        ...     with cancel_sync_after(0.01):
+        ...         time.sleep(60)
+        ... except TimeoutError:
+        ...     print("timed out")
+        timed out
     """
     return SyncCancelScope(*_deadline(seconds))
 
 
 def cancel_sync_at(deadline: float | None) -> SyncCancelScope:
-    """Like `cancel_sync_after`, at a time of `time.monotonic()`, in seconds."""
+    """Like `cancel_sync_after`, at a time of `time.monotonic()`, in seconds.
+
+    Example:
+        >>> import time
+        >>> from ipyportal.concurrency import cancel_sync_at
+        >>> try:
+        ...     with cancel_sync_at(time.monotonic() + 0.01):
+        ...         time.sleep(60)
+        ... except TimeoutError:
+        ...     print("timed out")
+        timed out
+    """
     return SyncCancelScope(_check_deadline(deadline), None)
 
 
@@ -268,12 +316,37 @@ def cancel_async_after(seconds: float | None) -> AsyncCancelScope:
     Raises:
         TypeError, ValueError: `seconds` is not a number, or is negative.
         RuntimeError: Entered outside a task.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import cancel_async_after
+        >>> async def main():
+        ...     try:
+        ...         with cancel_async_after(0.01):
+        ...             await asyncio.sleep(60)
+        ...     except TimeoutError:
+        ...         print("timed out")
+        >>> asyncio.run(main())
+        timed out
     """
     return AsyncCancelScope(*_deadline(seconds))
 
 
 def cancel_async_at(deadline: float | None) -> AsyncCancelScope:
-    """Like `cancel_async_after`, at a time of `time.monotonic()`, in seconds."""
+    """Like `cancel_async_after`, at a time of `time.monotonic()`, in seconds.
+
+    Example:
+        >>> import asyncio, time
+        >>> from ipyportal.concurrency import cancel_async_at
+        >>> async def main():
+        ...     try:
+        ...         with cancel_async_at(time.monotonic() + 0.01):
+        ...             await asyncio.sleep(60)
+        ...     except TimeoutError:
+        ...         print("timed out")
+        >>> asyncio.run(main())
+        timed out
+    """
     return AsyncCancelScope(_check_deadline(deadline), None)
 
 
@@ -327,6 +400,20 @@ def shield() -> Iterator[None]:
     In synchronous code and in a task alike. It guards against `Call.cancel`, deadlines and cancel scopes of
     ipyportal, but for scopes inside of it. It does not guard a task against ``task.cancel()`` by others, nor any code
     against KeyboardInterrupt. When the block is left, `asyncio.CancelledError` is raised if something was held back.
+
+    Example:
+        >>> import time
+        >>> from ipyportal.concurrency import cancel_sync_after, shield
+        >>> try:
+        ...     with cancel_sync_after(0.01):
+        ...         with shield():
+        ...             time.sleep(0.05)
+        ...             print("saved")
+        ...         print("not reached")
+        ... except TimeoutError:
+        ...     print("timed out")
+        saved
+        timed out
     """
     try:
         task = asyncio.current_task()

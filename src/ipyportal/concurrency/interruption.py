@@ -60,7 +60,25 @@ _WAKE_SIGNAL: int | None = getattr(signal, "SIGURG", None) if hasattr(signal, "p
 
 
 class Cancelled(asyncio.CancelledError):
-    """What cancelling raises in synchronous code. Do not catch it without raising it again."""
+    """What cancelling raises in synchronous code. Do not catch it without raising it again.
+
+    Example:
+        >>> import time
+        >>> from ipyportal.concurrency import Cancelled, cancel_sync_after
+        >>> def work():
+        ...     try:
+        ...         time.sleep(60)
+        ...     except Cancelled:
+        ...         print("cleaned up")
+        ...         raise
+        >>> try:
+        ...     with cancel_sync_after(0.01):
+        ...         work()
+        ... except TimeoutError:
+        ...     print("timed out")
+        cleaned up
+        timed out
+    """
 
     def __init__(self, *args: object) -> None:
         super().__init__(*args)

@@ -14,7 +14,18 @@ T = TypeVar("T")
 
 
 class Portal(abc.ABC):
-    """A place where calls run: a thread, an event loop, the thread that waits for a call, an executor."""
+    """A place where calls run: a thread, an event loop, the thread that waits for a call, an executor.
+
+    Example:
+        >>> from ipyportal.concurrency import Call, Portal
+        >>> class Here(Portal):
+        ...     name = "here"
+        ...     def submit(self, call):
+        ...         call.run()
+        ...         return call
+        >>> Here().submit(Call.new(len, "Oslo")).result()
+        4
+    """
 
     @property
     @abc.abstractmethod

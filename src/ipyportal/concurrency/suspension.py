@@ -381,7 +381,13 @@ def suspendable_here() -> Any:
 
 
 def can_suspend() -> bool:
-    """Whether `suspend` works here: in a task made suspendable, in synchronous or asynchronous code of its own."""
+    """Whether `suspend` works here: in a task made suspendable, in synchronous or asynchronous code of its own.
+
+    Example:
+        >>> from ipyportal.concurrency import can_suspend, from_sync
+        >>> can_suspend(), from_sync.call_in_loop_thread(can_suspend)
+        (False, True)
+    """
     return suspendable_here() is not None
 
 
@@ -395,6 +401,14 @@ def suspend(awaitable: Awaitable[T]) -> T:
         RuntimeError: `can_suspend()` is False here.
         TypeError: `awaitable` is none.
         BaseException: What the awaitable raised.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import create_call, from_sync, suspend
+        >>> def double(n):  # a plain function
+        ...     return 2 * suspend(asyncio.sleep(0.01, n))
+        >>> from_sync.call_in_loop_thread(create_call(double, 21))
+        42
     """
     __tracebackhide__ = True
     current = suspendable_here()

@@ -169,6 +169,14 @@ class WorkerThread(_ThreadPortal):
         daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
             clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end.
+
+    Example:
+        >>> import threading
+        >>> from ipyportal.concurrency import Call, WorkerThread
+        >>> with WorkerThread("files") as thread:
+        ...     call = thread.submit(Call.new(threading.current_thread))
+        >>> call.result().name
+        'files'
     """
 
     _kind = "worker"
@@ -264,6 +272,14 @@ class EventLoopThread(_ThreadPortal):
         loop_factory: Makes the loop; `asyncio.new_event_loop` if None. ``uvloop.new_event_loop`` works.
 
     A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import Call, EventLoopThread
+        >>> with EventLoopThread("network") as thread:
+        ...     call = thread.submit(Call.new(asyncio.sleep, 0.01, "slept"))
+        >>> call.result()
+        'slept'
     """
 
     _kind = "loop"
@@ -614,7 +630,14 @@ _global_loop: EventLoopThread | None = None
 
 
 def get_global_loop() -> EventLoopThread:
-    """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died."""
+    """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import Call, get_global_loop
+        >>> get_global_loop().submit(Call.new(asyncio.sleep, 0.01, "slept")).result()
+        'slept'
+    """
     global _global_loop
     portal = _global_loop
     if portal is not None and portal._phase is _Phase.RUNNING:
@@ -626,7 +649,13 @@ def get_global_loop() -> EventLoopThread:
 
 
 def in_global_loop() -> bool:
-    """True in the thread of the global loop."""
+    """True in the thread of the global loop.
+
+    Example:
+        >>> from ipyportal.concurrency import from_sync, in_global_loop
+        >>> in_global_loop(), from_sync.call_in_loop_thread(in_global_loop)
+        (False, True)
+    """
     portal = _global_loop
     return portal is not None and portal.thread is threading.current_thread()
 
@@ -641,6 +670,15 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
 
     Raises:
         RuntimeError: Called in the global loop's thread.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import create_call, from_sync, wait_for_global_loop_exit
+        >>> call = from_sync.call_soon_in_loop_thread(create_call(asyncio.sleep, 60))
+        >>> wait_for_global_loop_exit(timeout=5)
+        True
+        >>> call.cancelled()
+        True
     """
     global _global_loop
     if in_global_loop():
@@ -666,6 +704,15 @@ def get_worker_thread(name: str) -> WorkerThread:
 
     Raises:
         TypeError, ValueError: `name` is no such text.
+
+    Example:
+        >>> import sqlite3
+        >>> from ipyportal.concurrency import Call, get_worker_thread
+        >>> thread = get_worker_thread("db")
+        >>> db = thread.submit(Call.new(sqlite3.connect, ":memory:")).result()  # refuses any other thread
+        >>> thread.submit(Call.new(lambda: db.execute("select 1 + 1").fetchone())).result()
+        (2,)
+        >>> thread.submit(Call.new(db.close)).result()
     """
     if not isinstance(name, str):
         raise TypeError(f"a worker thread's name is a str, not {type(name).__name__}")
@@ -811,6 +858,14 @@ def shutdown(timeout: float = 5.0) -> None:
 
     Raises:
         RuntimeError: Called in the global loop's thread.
+
+    Example:
+        >>> import threading
+        >>> from ipyportal.concurrency import from_sync, shutdown
+        >>> thread = from_sync.call_in_loop_thread(threading.current_thread)
+        >>> shutdown()
+        >>> thread.is_alive()
+        False
     """
     global _lender, _global_loop
     if in_global_loop():

@@ -31,6 +31,15 @@ class Waiter(Portal, Generic[T]):
 
     What is submitted before the wait begins is kept until then; after its end, submitting raises RuntimeError. When
     the call is cancelled or times out, what was sent back until then is cancelled, too, also while it runs.
+
+    Example:
+        >>> import threading
+        >>> from ipyportal.concurrency import Call, SyncWaiter, Waiter, get_global_loop
+        >>> async def ask(waiter: Waiter):  # on the loop thread
+        ...     return await waiter.submit(Call.new(threading.current_thread))
+        >>> waiter = SyncWaiter(Call.new(lambda: ask(waiter)))
+        >>> waiter.wait(get_global_loop().submit).result() is threading.current_thread()
+        True
     """
 
     _done_callbacks: tuple[Call[Any], ...] = ()
@@ -207,6 +216,13 @@ class SyncWaiter(Waiter[T]):
     """Waits for a call in a thread that may block.
 
     Asynchronous calls that are sent back run in a loop of their own, as in `asyncio.run`.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import Call, SyncWaiter, get_global_loop
+        >>> waiter = SyncWaiter(Call.new(asyncio.sleep, 0.01, "slept"))
+        >>> waiter.wait(get_global_loop().submit).result()
+        'slept'
     """
 
     @staticmethod
@@ -343,7 +359,19 @@ class SyncWaiter(Waiter[T]):
 
 
 class AsyncWaiter(Waiter[T]):
-    """Waits for a call in a task. What is sent back runs in the task's loop, asynchronous calls concurrently."""
+    """Waits for a call in a task. What is sent back runs in the task's loop, asynchronous calls concurrently.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import AsyncWaiter, Call, get_global_loop
+        >>> async def main():
+        ...     call = Call.new(asyncio.sleep, 0.01, "slept")
+        ...     waiter = AsyncWaiter(call)
+        ...     get_global_loop().submit(call)
+        ...     return (await waiter.wait()).result()
+        >>> asyncio.run(main())
+        'slept'
+    """
 
     def __init__(self, call: Call[T]) -> None:
         super().__init__(call)

@@ -1,0 +1,105 @@
+"""The documentation: README, docstrings and the executed notebooks, by Sphinx.
+
+``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from docutils import nodes
+from IPython.lib.lexers import IPython3Lexer
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util.docutils import SphinxDirective
+from sphinx.util.logging import getLogger
+
+import ipyportal
+from ipyportal import concurrency
+from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics
+
+HERE = Path(__file__).parent
+MODULES = ("ipyportal", "ipyportal.concurrency", "ipyportal.sync")  # as which public names are described
+
+# Sphinx reads no files outside of this folder. The links of the README hold in both places.
+shutil.rmtree(HERE / "notebooks", ignore_errors=True)
+shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"))
+
+project = "ipyportal"
+author = "ipyportal contributors"
+project_copyright = author
+release = version = ipyportal.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+
+nb_execution_mode = "off"  # they are stored with their outputs, which tests/notebook/test_notebooks.py compares
+myst_heading_anchors = 3
+smartquotes = False  # -- is an option's
+
+default_role = "py:obj"  # `name` in a docstring is a link, where there is one
+autodoc_member_order = "bysource"
+autodoc_type_aliases = {"Route": "ipyportal.Route"}
+autodoc_default_options = {"members": True, "show-inheritance": True}
+
+html_theme = "furo"
+html_title = f"ipyportal {release}"
+html_theme_options: dict[str, Any] = {
+    "source_repository": "https://github.com/ipyportal/ipyportal",
+    "source_branch": "main",
+    "source_directory": "docs/",
+}
+
+
+class MagicsDirective(SphinxDirective):
+    """What the magics say of themselves, each under its name."""
+
+    def run(self) -> list[nodes.Node]:
+        magics = {f"%{name}": method for name, method in PortalMagics.magics["line"].items()}
+        magics |= {f"%%{name}": method for name, method in CELL_MAGICS.items()}
+        return [self.section(name, getattr(PortalMagics, method).__doc__) for name, method in magics.items()]
+
+    def section(self, name: str, text: str) -> nodes.Node:
+        # IPython appends the options, as argparse prints them.
+        prose, options = re.match(r"(.*?)((?:positional arguments|options):.*)", text, re.S).groups()
+        section = nodes.section(ids=[nodes.make_id("cell-magic " * name.startswith("%%") + name)])
+        section += nodes.title("", "", nodes.literal(text=name))
+        section += self.parse_text_to_nodes(f"```{{eval-rst}}\n{prose}\n```")
+        section += nodes.literal_block(text=options.rstrip(), language="text")
+        return section
+
+
+def find_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
+    """What a docstring names may stand on the page of the other package."""
+    domain = env.domains.python_domain
+    for module in MODULES:
+        name = f"{module}.{node['reftarget']}"
+        if node["refdomain"] == "py" and name in domain.objects:
+            return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
+    return None
+
+
+def check_names(app: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of each public name that no page describes."""
+    described = env.domains.python_domain.objects
+    for name in {*ipyportal.__all__, *concurrency.__all__, "map", "map.unordered"} - {"__version__"}:
+        if not any(f"{module}.{name}" in described for module in MODULES):
+            getLogger(__name__).warning("%s is not described", name)
+
+
+def drop_empty_outputs(app: Sphinx, doctree: nodes.document, page: str) -> None:
+    """A widget is stored without a text."""
+    for block in list(doctree.findall(nodes.literal_block)):
+        if not block.astext().strip():
+            block.parent.remove(block)
+
+
+def setup(app: Sphinx) -> None:
+    app.add_lexer("python", IPython3Lexer)  # for blocks with magics
+    app.add_directive("magics", MagicsDirective)
+    app.connect("missing-reference", find_name)
+    app.connect("doctree-resolved", drop_empty_outputs)
+    app.connect("env-check-consistency", check_names)
