@@ -321,13 +321,16 @@ class _Flight:
                 _explain(error, name)
                 call._finish(State.FAILED, error)
         finally:
+            self._portal._forget(call)  # not before: its done callbacks have run
             del call, error, future
 
     def _land(self, call: Call[Any]) -> None:
         """The call is over. In the thread that ended it."""
         future, self._call, self._future = self._future, None, None
+        if future is None:
+            return  # delivered
         try:
-            if future is not None and not future.done():
+            if not future.done():
                 name = self._portal._name
                 if future.running():
                     _note(
