@@ -17,6 +17,13 @@ class Thing:
     """Something to be referred to, weakly."""
 
 
+class Stubborn:
+    """One that refuses to be pickled as the locks of multiprocessing do."""
+
+    def __reduce__(self) -> str:
+        raise RuntimeError("stays where it is")
+
+
 class Picky(Exception):
     """One that pickle cannot make anew, as so many: its arguments are not those of its base."""
 

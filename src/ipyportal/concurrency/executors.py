@@ -175,15 +175,15 @@ class ExecutorPortal(Portal):
             _explain(exc, self._name)
             raise
         except Exception as exc:
+            if not self._is_pool and (unsendable := sending.culprit(fn, args, None)) is not None:
+                raise TypeError(f"{call.name} cannot be sent to {self._name}: {unsendable}") from exc
             if type(exc) is RuntimeError:
                 raise RuntimeError(
                     f"{self._name} does not take {call.name}: {exc}. If it was shut down, make a new executor, and an "
                     "ExecutorPortal of that"
                 ) from exc
-            if self._is_pool or (what_not := sending.culprit(fn, args, None)) is None:
-                _note(exc, f"it was {self._name} that did not take {call.name}")
-                raise
-            raise TypeError(f"{call.name} cannot be sent to {self._name}: {what_not}") from exc
+            _note(exc, f"it was {self._name} that did not take {call.name}")
+            raise
 
     def _forget(self, call: Call[Any]) -> None:
         with self._lock:
@@ -321,13 +321,16 @@ class _Flight:
                 _explain(error, name)
                 call._finish(State.FAILED, error)
         finally:
+            self._portal._forget(call)  # not before: its done callbacks have run
             del call, error, future
 
     def _land(self, call: Call[Any]) -> None:
         """The call is over. In the thread that ended it."""
         future, self._call, self._future = self._future, None, None
+        if future is None:
+            return  # delivered
         try:
-            if future is not None and not future.done():
+            if not future.done():
                 name = self._portal._name
                 if future.running():
                     _note(
