@@ -14,7 +14,7 @@ from tests.notebook.kernel import Kernel
 
 # Run in a namespace of its own: KeyboardInterrupt is raised at once where one of the notebook's functions runs.
 HOOKS = """
-import asyncio, functools, signal
+import asyncio, functools, signal, sys
 shell = get_ipython()
 kernel = shell.kernel
 press = functools.partial(signal.raise_signal, signal.SIGINT)  # of C: no frame of its own
@@ -71,6 +71,18 @@ def after_a_statement():
         press()
         return failed
     shell.run_code = run_and_press
+
+def while_it_cancels_its_items():
+    # Each that is cancelled calls this, in the middle of the loop over them.
+    loop = asyncio.get_running_loop()
+    genuine = loop.call_soon
+    def call_soon(*args, **options):
+        caller = sys._getframe(1)
+        if caller.f_globals["__name__"] == "ipyportal.many" and caller.f_code.co_name == "close":
+            del loop.call_soon
+            press()
+        return genuine(*args, **options)
+    loop.call_soon = call_soon
 """
 
 MOMENTS = {
@@ -85,8 +97,9 @@ MOMENTS = {
 @pytest.fixture(scope="module")
 def shared(live_kernel: Kernel) -> Kernel:
     live_kernel.value(
-        f"import signal\nran = []\nhooks = {{'get_ipython': get_ipython}}\nexec({HOOKS!r}, hooks)\n"
-        "kernel, press = hooks['kernel'], hooks['press']"
+        # Named as asyncio's modules are, for what stands in the place of one of its methods.
+        "import signal\nran = []\nhooks = {'get_ipython': get_ipython, '__name__': 'asyncio.hooks'}\n"
+        f"exec({HOOKS!r}, hooks)\nkernel, press = hooks['kernel'], hooks['press']"
     )
     return live_kernel
 
@@ -150,3 +163,27 @@ def test_a_second_press_while_the_kernel_tells_of_the_first_does_not_end_it(shar
     shared.interrupt()
     click.reply(10)
     assert shared.value("kernel.log.removeFilter(press_again)\npressed") == [False]
+
+
+def test_a_second_press_while_a_map_cancels_its_items_leaves_none_behind(shared: Kernel) -> None:
+    pending = shared.execute_async("""
+        import ipyportal
+        eval("while_it_cancels_its_items()", hooks)
+        ran.clear()
+        async def work(number):
+            try:
+                ran.append(number)
+                print("begun")
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                ran.remove(number)
+        ipyportal.map(work, range(20))
+    """)
+    shared.wait_for(lambda: pending.stdout_so_far().count("begun") == 20, 10)
+    shared.interrupt()
+    error = pending.reply(10).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert shared.value("for _ in range(100):\n    if not ran: break\n    await asyncio.sleep(0.01)\nran") == []
+    assert shared.value("[t for t in asyncio.all_tasks() if 'map' in repr(t) or '_Pool' in repr(t)]") == []

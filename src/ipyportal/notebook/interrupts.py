@@ -10,8 +10,8 @@ So while a handler of the kernel runs (a cell, a comm message), the handler here
 - each cell and callback that is suspended, and an asynchronous cell, is cancelled through the loop: what it awaits
   is cancelled, with all its tasks, and cleans up. The `asyncio.CancelledError` that comes out of the outermost
   `run()` of the cell, or of the asynchronous cell itself, becomes KeyboardInterrupt;
-- if neither the user's code runs nor something is suspended, but the switching between them, or the kernel on its way to
-  that code, KeyboardInterrupt is owed, and raised when `run()` returns, or in place of the code that comes next.
+- if neither the user's code runs nor something is suspended, but the switching between them, or the kernel on its way
+  to that code, KeyboardInterrupt is owed, and raised when `run()` returns, or in place of the code that comes next.
 
 A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own. The
 clean-up of an asynchronous cell's own ``await`` is cancelled then: the cell is that task.
@@ -46,6 +46,9 @@ _DELICATE = (
     "ipyportal.streams",
     "ipyportal.sync",
 )
+
+# And so may be what calls these: half of the tasks of a map have been cancelled, and the loop's call_soon() runs.
+_CALLED = {"asyncio", "concurrent", "contextlib", "enum", "functools", "signal", "threading", "weakref"}
 
 
 class _Watch:
@@ -171,7 +174,10 @@ class Interrupts:
 
     def _may_raise(self, frame: FrameType | None) -> bool:
         """Whether the user's code is running, and nothing that must not be torn apart."""
-        if frame is None or frame.f_globals.get("__name__", "").startswith(_DELICATE):
+        delicate = frame
+        while delicate is not None and _module(delicate).partition(".")[0] in _CALLED:
+            delicate = delicate.f_back
+        if delicate is None or _module(delicate).startswith(_DELICATE):
             return False
         while frame is not None:
             if frame.f_globals is self._user_namespace:
@@ -231,3 +237,7 @@ class Interrupts:
             self._forget(watch)
             if sys.exc_info()[0] is None or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 raise KeyboardInterrupt
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
