@@ -8,6 +8,8 @@ everything exactly.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,9 @@ class Extension(sync.Host):
             self._undo.append(portal.close)
             self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
             self._live.install()
+            finish = functools.partial(self.interrupts.finish, 1.0)
+            atexit.register(finish)  # runs before what was registered by ipykernel, which closes its sockets
+            self._undo.append(lambda: atexit.unregister(finish))
             if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
                 self._live.attach()
         sync.host = self

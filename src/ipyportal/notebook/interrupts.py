@@ -25,6 +25,7 @@ import asyncio
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -208,6 +209,24 @@ class Interrupts:
             if watch.coroutine is coroutine:
                 return watch
         return None
+
+    def finish(self, seconds: float) -> None:
+        """Cancel what is watched, and let it clean up, though its loop has been stopped: the kernel ends.
+
+        The frontend that ends a kernel presses the stop button first; the loop may be stopped before it has got to
+        the clean-up.
+        """
+        if not self._watches or (loop := self._watches[0].loop).is_running() or loop.is_closed():
+            return
+        for watch in self._watches:
+            if not watch.interrupted and (watch.coroutine.suspended or watch.is_cell):
+                watch.interrupted = watch.asked = True
+                watch.coroutine.stop()
+        deadline = time.monotonic() + seconds
+        while self._watches and time.monotonic() < deadline:
+            # Its own task may be one that runs all cells. And the kernel may stop the loop once more.
+            loop.call_later(0.01, loop.stop)
+            loop.run_forever()
 
     def take(self) -> bool:
         """Whether the present task is interrupted, by the CancelledError at hand if there is one. Only once."""
