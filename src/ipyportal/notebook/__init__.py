@@ -70,6 +70,7 @@ class Extension(sync.Host):
         self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
         registry = self.shell.magics_manager.registry
         self._undo.append(lambda: registry.pop(type(magics).__name__))
+        self._undo.append(lambda: _remove(self.shell.configurables, magics))  # IPython adds whatever has magics
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)
@@ -113,6 +114,11 @@ class Extension(sync.Host):
 
     def raise_owed(self) -> None:
         self.interrupts.raise_owed()
+
+
+def _remove(things: list[Any], thing: object) -> None:
+    if thing in things:
+        things.remove(thing)
 
 
 def _add_completions(shell: InteractiveShell) -> Callable[[], object]:

@@ -51,7 +51,7 @@ class _Cell(CoroutineWrapper[Any]):
     steps through that of a synchronous cell by hand, within the kernel's handler, which is suspendable itself.
     """
 
-    __slots__ = ("_begun", "_interrupts")
+    __slots__ = ("_begun", "_interrupts", "handler")
 
     def __init__(self, cell: Coroutine[Any, Any, Any], interrupts: Interrupts) -> None:
         self._inner: Coroutine[Any, Any, Any] = cell
