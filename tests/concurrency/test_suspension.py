@@ -648,3 +648,20 @@ def test_awaitables_may_be_given_as_what_the_type_says() -> None:
         return 5
 
     assert run_suspendable(lambda: work(five())) == 5
+
+
+def test_a_loop_thread_that_has_ended_keeps_no_greenlets() -> None:
+    """A greenlet can be ended by its own thread alone; one that its thread leaves behind stays for good."""
+
+    def greenlets() -> int:
+        gc.collect()
+        return sum(isinstance(one, greenlet.greenlet) for one in gc.get_objects())
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+
+    before = greenlets()
+    for _ in range(10):
+        with EventLoopThread() as thread:
+            thread.submit(Call.new(work)).result()
+    assert greenlets() <= before + 1

@@ -243,6 +243,22 @@ class Kernel:
         self._manager = None
         self._folder.cleanup()
 
+    def end(self, timeout: float) -> str:
+        """Shut the kernel down as a frontend does, kill it after `timeout` seconds; return `log` as of its end."""
+        assert self._manager is not None, "the kernel is not started"
+        self._manager.shutdown_wait_time = timeout
+        self._manager.shutdown_kernel()
+        return self.log()
+
+    def restart(self, timeout: float) -> str:
+        """Restart the kernel as a frontend does; return `log` as of the end of the first, and wait for the second."""
+        assert self._manager is not None, "the kernel is not started"
+        log = self.end(timeout)
+        with self._log.open("wb") as file:
+            self._manager.start_kernel(**{**self._manager._launch_args, "stdout": file, "stderr": file})
+        self._wait_until_ready()
+        return log
+
     def __enter__(self) -> Self:
         return self.start()
 

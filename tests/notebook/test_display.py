@@ -205,6 +205,22 @@ def test_names_in_the_table_are_escaped() -> None:
     assert "<script>" in repr(CallsTable(history))
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        called(returning(1), name="lone \ud800"),
+        called(raising(ValueError("lone \ud800"))),
+    ],
+)
+def test_what_cannot_be_sent_is_shown_escaped(call: Call[Any]) -> None:
+    history = History()
+    history.add(call, 3)
+    table = CallsTable(history)
+    for text in (view(call).text(), view(call).html(), repr(table), table._repr_html_()):
+        text.encode()
+    assert r"lone \ud800" in view(call).text()
+
+
 def test_long_results_and_errors_are_cut() -> None:
     for call in (
         called(returning("x" * 10**6)),

@@ -52,6 +52,7 @@ __all__ = [
     "WaitAbandoned",
     "can_suspend",
     "current_suspendable",
+    "drop_idle_greenlets",
     "greenlets_available",
     "suspend",
     "suspendable",
@@ -169,6 +170,11 @@ def _new_greenlet() -> Any:
     while first.parent is not None:
         first = first.parent
     return greenlet.greenlet(_run_steps, first)
+
+
+def drop_idle_greenlets() -> None:
+    """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
+    interruptible_thread().idle.clear()
 
 
 class Suspendable(CoroutineWrapper[T]):

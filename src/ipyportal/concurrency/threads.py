@@ -28,6 +28,7 @@ from ipyportal.concurrency.deadlines import clock
 from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import start_thread
+from ipyportal.concurrency.suspension import drop_idle_greenlets
 
 if TYPE_CHECKING:
     from typing import Self
@@ -249,6 +250,7 @@ class WorkerThread(_ThreadPortal):
             with self._lock:
                 self._phase = _Phase.CLOSED
             _cancel_all(inbox)
+            drop_idle_greenlets()
 
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
@@ -421,6 +423,8 @@ class EventLoopThread(_ThreadPortal):
             # The starter gets it, and may try again. It holds our lock meanwhile.
             self._loop = None
             ready.set_exception(exc)
+        finally:
+            drop_idle_greenlets()
 
     def _run(self, ready: concurrent.futures.Future[None]) -> None:
         runner = asyncio.Runner(loop_factory=self._loop_factory)
@@ -764,6 +768,7 @@ class _LentThread(Portal):
             self._pool.all.discard(self)
             self._ended = True
             _cancel_all(self._inbox)
+            drop_idle_greenlets()
 
     def _serve(self) -> None:
         inbox, pool = self._inbox, self._pool

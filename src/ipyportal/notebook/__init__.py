@@ -8,6 +8,8 @@ everything exactly.
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -56,6 +58,9 @@ class Extension(sync.Host):
             self._undo.append(portal.close)
             self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
             self._live.install()
+            finish = functools.partial(self.interrupts.finish, 1.0)
+            atexit.register(finish)  # runs before what was registered by ipykernel, which closes its sockets
+            self._undo.append(lambda: atexit.unregister(finish))
             if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
                 self._live.attach()
         sync.host = self
@@ -65,6 +70,7 @@ class Extension(sync.Host):
         self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
         registry = self.shell.magics_manager.registry
         self._undo.append(lambda: registry.pop(type(magics).__name__))
+        self._undo.append(lambda: _remove(self.shell.configurables, magics))  # IPython adds whatever has magics
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)
@@ -108,6 +114,11 @@ class Extension(sync.Host):
 
     def raise_owed(self) -> None:
         self.interrupts.raise_owed()
+
+
+def _remove(things: list[Any], thing: object) -> None:
+    if thing in things:
+        things.remove(thing)
 
 
 def _add_completions(shell: InteractiveShell) -> Callable[[], object]:

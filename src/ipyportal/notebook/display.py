@@ -76,6 +76,11 @@ def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
+def _sendable(text: str) -> str:
+    """`text` without lone surrogates, which no message to a frontend can hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class CallView:
     """The views of one call. Everything that comes from the user is escaped."""
 
@@ -98,7 +103,7 @@ class CallView:
 
     def text(self) -> str:
         call = self._call
-        return " · ".join([f"{_SIGNS[call.state]} {call.name}: {call.state.value}", *self._facts()])
+        return _sendable(" · ".join([f"{_SIGNS[call.state]} {call.name}: {call.state.value}", *self._facts()]))
 
     def html(self) -> str:
         call = self._call
@@ -110,7 +115,7 @@ class CallView:
                 f"to cancel it: <code>%calls cancel {escape(call.name)}</code></div>"
             )
         facts = "".join(f"<span> · {escape(fact)}</span>" for fact in self._facts())
-        return (
+        return _sendable(
             # A screen reader is told how the call ended, and not each second how long it has run.
             f'<div role="status" aria-live="{"polite" if call.done() else "off"}" '
             'style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
@@ -181,12 +186,13 @@ def _cancel_button(call: Call[Any]) -> Callable[[], None]:
         ipywidgets = None
     if ipywidgets is None or not _in_kernel():
         return lambda: None
-    button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
+    button = ipywidgets.Button(description="Cancel", tooltip=_sendable(f"Cancel {call.name}"))
     button.on_click(lambda _: call.cancel())
     handle: Any = display(button, display_id=True)
 
     def remove() -> None:
-        button.close()
+        for widget in (button, button.layout, button.style):  # ipywidgets keeps those that are open for good
+            widget.close()
         # A notebook is stored without its widgets: it would show the text in place of the button.
         handle.update({"text/plain": ""}, raw=True)
 
@@ -201,7 +207,7 @@ class CallsTable:
     def __init__(self, calls: Iterable[Launched]) -> None:
         self._rows = [
             (
-                one.name,
+                _sendable(one.name),
                 one.state.value,
                 _seconds(one.elapsed),
                 one.where,

@@ -10,8 +10,8 @@ So while a handler of the kernel runs (a cell, a comm message), the handler here
 - each cell and callback that is suspended, and an asynchronous cell, is cancelled through the loop: what it awaits
   is cancelled, with all its tasks, and cleans up. The `asyncio.CancelledError` that comes out of the outermost
   `run()` of the cell, or of the asynchronous cell itself, becomes KeyboardInterrupt;
-- if neither the user's code runs nor something is suspended, but the switching between them, KeyboardInterrupt is
-  owed, and raised when `run()` returns.
+- if neither the user's code runs nor something is suspended, but the switching between them, or the kernel on its way
+  to that code, KeyboardInterrupt is owed, and raised when `run()` returns, or in place of the code that comes next.
 
 A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own. The
 clean-up of an asynchronous cell's own ``await`` is cancelled then: the cell is that task.
@@ -25,12 +25,13 @@ import asyncio
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from ipyportal.concurrency.suspension import Suspendable, current_suspendable
+from ipyportal.concurrency.suspension import Suspendable, current_suspendable, greenlets_available
 from ipyportal.sync import Host
 
 __all__ = ["Interrupts"]
@@ -47,15 +48,19 @@ _DELICATE = (
     "ipyportal.sync",
 )
 
+# And so may be what calls these: half of the tasks of a map have been cancelled, and the loop's call_soon() runs.
+_CALLED = {"asyncio", "concurrent", "contextlib", "enum", "functools", "signal", "threading", "weakref"}
+
 
 class _Watch:
     """A task whose code can be interrupted: a handler of the kernel, or an asynchronous cell."""
 
-    __slots__ = ("asked", "coroutine", "grace", "interrupted", "is_cell", "loop", "task")
+    __slots__ = ("asked", "awaits_cell", "coroutine", "grace", "interrupted", "is_cell", "loop", "task")
 
     def __init__(self, coroutine: Suspendable[Any], is_cell: bool) -> None:
         self.coroutine = coroutine
         self.is_cell = is_cell
+        self.awaits_cell = False  # a handler whose asynchronous cell has a task, and has not begun
         self.loop = asyncio.get_running_loop()
         self.task = asyncio.current_task()
         self.interrupted = False  # a SIGINT came that has not ended the code yet
@@ -72,10 +77,34 @@ class Interrupts:
         self._host = host
         self._user_namespace = user_namespace
         self._watches: list[_Watch] = []
+        self._expecting = False  # a handler has been called that is not watched yet
+        self._early = False  # and a SIGINT has come
+
+    def expect(self) -> None:
+        """Called first by a handler of the kernel that will be watched."""
+        # Until then the KeyboardInterrupt of Python's own handler would end it, and a cell would get no reply.
+        if greenlets_available() and threading.current_thread() is threading.main_thread():
+            self._early, self._expecting = False, True
+            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+                signal.signal(signal.SIGINT, self._on_sigint)
+
+    def await_cell(self) -> _Watch | None:
+        """The watch of the handler that calls this, which has made a task of its asynchronous cell."""
+        handler = self._watch_of_current_task()
+        if handler is not None and signal.getsignal(signal.SIGINT) == self._on_sigint:
+            handler.awaits_cell = True
+            return handler
+        return None
 
     @contextmanager
-    def watch(self, *, is_cell: bool) -> Iterator[None]:
-        """Around the code of a handler or an asynchronous cell, in its task."""
+    def watch(self, *, handler: _Watch | None = None, is_cell: bool = False, early: bool = False) -> Iterator[None]:
+        """Around the code of a handler or an asynchronous cell, in its task.
+
+        Args:
+            handler: What `await_cell` gave, for a cell.
+            is_cell: It is an asynchronous cell.
+            early: It was cancelled before it began.
+        """
         coroutine = current_suspendable()
         if coroutine is None or threading.current_thread() is not threading.main_thread():
             yield
@@ -84,6 +113,16 @@ class Interrupts:
         before = signal.getsignal(signal.SIGINT)
         self._watches.append(watch)
         signal.signal(signal.SIGINT, self._on_sigint)
+        if handler is not None:
+            handler.awaits_cell = False
+            if handler.interrupted:
+                self._forget(handler)
+                early = True
+        if not is_cell:
+            self._expecting = False
+            early = self._early
+        if early:
+            watch.interrupted = self._host.interrupt_owed = True
         try:
             yield
         finally:
@@ -94,9 +133,9 @@ class Interrupts:
                 self._host.interrupt_owed = False
             if before is not None and signal.getsignal(signal.SIGINT) == self._on_sigint:
                 signal.signal(signal.SIGINT, before)
-                if self._watches and before != self._on_sigint and not is_cell:
+                if self._watches and not is_cell:
                     # A callback is still suspended. The kernel puts its own handler back after this one returns;
-                    # then ours is needed again. (After an asynchronous cell it is put back by the kernel.)
+                    # then ours is needed again.
                     watch.loop.call_soon(self._install_again)
 
     def _install_again(self) -> None:
@@ -117,12 +156,16 @@ class Interrupts:
         running = current_suspendable()
         in_code = running is not None and running.runs_here()
         raise_here = in_code and self._may_raise(frame)
+        self._early = self._expecting
         for watch in list(self._watches):
             if watch.coroutine is running and in_code:
                 if raise_here:
                     continue
                 # Its code, in the middle of the switching. If it waits next it is cancelled, if not it is owed.
                 self._host.interrupt_owed = True
+            elif watch.awaits_cell:
+                watch.interrupted = True  # the cell takes it over
+                continue
             elif not (watch.coroutine.suspended or watch.is_cell):
                 continue  # a handler that awaits its asynchronous cell, which is watched itself
             watch.interrupted = True
@@ -132,7 +175,10 @@ class Interrupts:
 
     def _may_raise(self, frame: FrameType | None) -> bool:
         """Whether the user's code is running, and nothing that must not be torn apart."""
-        if frame is None or frame.f_globals.get("__name__", "").startswith(_DELICATE):
+        delicate = frame
+        while delicate is not None and _module(delicate).partition(".")[0] in _CALLED:
+            delicate = delicate.f_back
+        if delicate is None or _module(delicate).startswith(_DELICATE):
             return False
         while frame is not None:
             if frame.f_globals is self._user_namespace:
@@ -142,8 +188,8 @@ class Interrupts:
 
     def _ask(self, watch: _Watch) -> None:
         """Cancel what is watched; if it has been, give up the wait for its clean-up. On the loop."""
-        if not watch.interrupted or watch not in self._watches:
-            return  # it was raised meanwhile
+        if not watch.interrupted or watch not in self._watches or watch.awaits_cell:
+            return  # it was raised meanwhile, or will be taken over
         self._host.interrupt_owed = False
         if not watch.asked:
             watch.asked = True
@@ -164,8 +210,26 @@ class Interrupts:
                 return watch
         return None
 
+    def finish(self, seconds: float) -> None:
+        """Cancel what is watched, and let it clean up, though its loop has been stopped: the kernel ends.
+
+        The frontend that ends a kernel presses the stop button first; the loop may be stopped before it has got to
+        the clean-up.
+        """
+        if not self._watches or (loop := self._watches[0].loop).is_running() or loop.is_closed():
+            return
+        for watch in self._watches:
+            if not watch.interrupted and (watch.coroutine.suspended or watch.is_cell):
+                watch.interrupted = watch.asked = True
+                watch.coroutine.stop()
+        deadline = time.monotonic() + seconds
+        while self._watches and time.monotonic() < deadline:
+            # Its own task may be one that runs all cells. And the kernel may stop the loop once more.
+            loop.call_later(0.01, loop.stop)
+            loop.run_forever()
+
     def take(self) -> bool:
-        """Whether the CancelledError at hand is an interrupt. If so, it is not a cancel any more."""
+        """Whether the present task is interrupted, by the CancelledError at hand if there is one. Only once."""
         watch = self._watch_of_current_task()
         if watch is None or not watch.interrupted:
             return False
@@ -192,3 +256,7 @@ class Interrupts:
             self._forget(watch)
             if sys.exc_info()[0] is None or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 raise KeyboardInterrupt
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))

@@ -5,6 +5,8 @@ This is the one module that touches what is ipykernel's own. Seen to work with i
 - ``kernel.shell_handlers``: a dict from message types to handlers, called by ``dispatch_shell``, which awaits what
   they return. The entries for cells and comms are replaced by suspendable ones.
 - ``shell.run_cell_async``: ipykernel runs asynchronous cells in a task of their own, made of what this returns.
+- ``kernel._cancel_on_sigint``: ipykernel's handler of SIGINT for that task. It would cancel a cell that has begun
+  with a CancelledError of which `Interrupts` knows nothing, so ours stays in place.
 - ipykernel 7.0 to 7.3 hold comm messages back while a cell is suspended, in ``kernel.shell_main``, called for each
   message; 6 in a queue filled by ``kernel.shell_stream.on_recv``. 7.4 lets them pass, but says neither "busy" nor
   "idle" for them, and a widget's view keeps back all further changes until the one before is "idle". So a callback is
@@ -20,6 +22,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
@@ -38,6 +41,8 @@ T = TypeVar("T")
 
 _COMMS = ("comm_open", "comm_msg", "comm_close")
 
+_INTERRUPTED = compile("raise KeyboardInterrupt", "<the stop button>", "exec")
+
 
 class _Cell(CoroutineWrapper[Any]):
     """The coroutine that runs a cell.
@@ -46,27 +51,38 @@ class _Cell(CoroutineWrapper[Any]):
     steps through that of a synchronous cell by hand, within the kernel's handler, which is suspendable itself.
     """
 
-    __slots__ = ("_begun", "_interrupts")
+    __slots__ = ("_begun", "_interrupts", "handler")
 
     def __init__(self, cell: Coroutine[Any, Any, Any], interrupts: Interrupts) -> None:
         self._inner: Coroutine[Any, Any, Any] = cell
         self._interrupts = interrupts
         self._begun = False
+        self.handler: Any = None
+        """What is watched until it begins."""
 
-    async def _watched(self, cell: Coroutine[Any, Any, Any]) -> Any:
-        with self._interrupts.watch(is_cell=True):
+    async def _watched(self, cell: Coroutine[Any, Any, Any], early: bool) -> Any:
+        with self._interrupts.watch(handler=self.handler, is_cell=True, early=early):
             return await cell
+
+    def _begin(self, early: bool = False) -> None:
+        self._begun = True
+        task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
+        if task is not None and task.get_coro() is self:
+            self._inner = suspendable(self._watched(self._inner, early))
 
     def send(self, value: Any) -> Any:
         if not self._begun:
-            self._begun = True
-            task = asyncio.current_task() if asyncio._get_running_loop() is not None else None
-            if task is not None and task.get_coro() is self:
-                self._inner = suspendable(self._watched(self._inner))
+            self._begin()
         return self._inner.send(value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
-        return self._inner.throw(as_exception(typ, val, tb))
+        exc = as_exception(typ, val, tb)
+        if not self._begun and isinstance(exc, asyncio.CancelledError):
+            # The kernel takes the end of this task for its own: on ipykernel 6 it would answer no more. So the cell
+            # ends as one that was interrupted; its code does not run.
+            self._begin(early=True)
+            return self._inner.send(None)
+        return self._inner.throw(exc)
 
     def close(self) -> None:
         self._inner.close()
@@ -159,7 +175,7 @@ class LiveKernel:
                 self.attach()
             self._open += in_main_thread
             try:
-                with self._interrupts.watch(is_cell=False):
+                with self._interrupts.watch():
                     result = original(*args)
                     return await result if inspect.isawaitable(result) else result
             finally:
@@ -167,6 +183,7 @@ class LiveKernel:
 
         @functools.wraps(original)
         def handler(*args: Any) -> Any:
+            self._interrupts.expect()
             return suspendable(handle(*args))
 
         return handler
@@ -180,6 +197,19 @@ class LiveKernel:
             return _Cell(original(*args, **kwargs), self._interrupts)
 
         self._undo.append(replace(shell, "run_cell_async", run_cell_async))
+        cancel_on_sigint = getattr(self._kernel, "_cancel_on_sigint", None)
+        if cancel_on_sigint is not None:
+
+            @functools.wraps(cancel_on_sigint)
+            def keep_our_handler(future: Any) -> AbstractContextManager[None]:
+                cell = future.get_coro() if isinstance(future, asyncio.Task) else None
+                if isinstance(cell, _Cell):
+                    cell.handler = self._interrupts.await_cell()
+                    if cell.handler is not None:
+                        return nullcontext()
+                return cancel_on_sigint(future)  # type: ignore[no-any-return]
+
+            self._undo.append(replace(self._kernel, "_cancel_on_sigint", keep_our_handler))
         self._show_interrupts()
 
     def _show_interrupts(self) -> None:
@@ -199,6 +229,8 @@ class LiveKernel:
 
         @functools.wraps(run_code)
         async def run_code_and_convert(code_obj: Any, result: Any = None, **kwargs: Any) -> Any:
+            if self._interrupts.take():  # before this code could begin: it does not
+                code_obj, kwargs = _INTERRUPTED, {}
             try:
                 failed = await run_code(code_obj, result, **kwargs)
             finally:

@@ -1,0 +1,111 @@
+"""Kernels that are shut down and restarted while calls are in flight: they end soon, and what can clean up does."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+from _pytest.mark import ParameterSet
+
+from tests.notebook.kernel import Kernel
+
+HANG = 20.0
+"""Seconds after which a kernel does not end any more. No measure of speed."""
+
+PRELUDE = """
+    import os, pathlib
+    import ipyportal
+
+    folder = pathlib.Path({folder!r})
+
+    def note(name):
+        (folder / name).touch()
+
+    async def work(name):
+        note(name + " begun")
+        print("begun")
+        try:
+            await asyncio.sleep(600)
+        finally:
+            await asyncio.sleep(0)
+            note(name + " cleaned up")
+
+    def blocked(name):
+        note(name + " begun")
+        print("begun")
+        try:
+            while True:
+                time.sleep(0.01)
+        finally:
+            note(name + " cleaned up")
+"""
+
+# What is in flight, and the names of what cleans up.
+IN_THE_BACKGROUND = """
+    for n in range(5):
+        submit(work(f"call {n}"))
+        submit(blocked, f"thread {n}", on="thread")
+"""
+BACKGROUND_NAMES = [f"{kind} {n}" for kind in ("call", "thread") for n in range(5)] + ["job"]
+CELLS = {
+    "suspended": ("run(work('here'))", ["here"]),
+    "asynchronous": ("await work('here')", ["here"]),
+    "waits for the loop thread": ("run(work('there'), on='loop')", ["there"]),
+    "%%thread": ("%%thread\nblocked('there')", ["there"]),
+    "map": ("ipyportal.map(work, [f'item {n}' for n in range(10)])", [f"item {n}" for n in range(10)]),
+    "map in threads": (
+        "ipyportal.map(blocked, [f'item {n}' for n in range(4)], limit=4)",
+        [f"item {n}" for n in range(4)],
+    ),
+    "asyncio.run()": ("with ipyportal.patch_asyncio():\n    asyncio.run(work('patched'))", ["patched"]),
+}
+ALWAYS = ("suspended", "asynchronous", "map in threads")  # each takes a kernel
+
+# A cell that ends after ipykernel has closed its sockets, for it cleans up or its traceback takes long to be made,
+# cannot be answered any more, and ipykernel says so with a traceback: it does without ipyportal, too.
+NOISE = ("Task was destroyed", "never awaited", "Event loop is closed", "Exception ignored", "Fatal Python")
+
+
+def begin(kernel: Kernel, folder: Path, kind: str) -> list[str]:
+    """Start a cell of this kind, above calls of all kinds; return what will clean up."""
+    kernel.value(PRELUDE.format(folder=str(folder)))
+    kernel.value(IN_THE_BACKGROUND)
+    kernel.execute("%%background job\nawait work('job')")
+    cell, names = CELLS[kind]
+    kernel.execute_async(cell)
+    names = [*names, *BACKGROUND_NAMES]
+    kernel.wait_for(lambda: all((folder / f"{name} begun").exists() for name in names), HANG)
+    time.sleep(0.05)  # from its first line to its wait
+    return names
+
+
+def cells(always: tuple[str, ...]) -> list[ParameterSet]:
+    return [pytest.param(kind, marks=[pytest.mark.storm] * (kind not in always)) for kind in CELLS]
+
+
+def assert_ended_well(log: str, folder: Path, names: list[str]) -> None:
+    assert [words for words in NOISE if words in log] == [], log
+    assert [name for name in names if not (folder / f"{name} cleaned up").exists()] == []
+
+
+@pytest.mark.parametrize("kind", cells(ALWAYS))
+def test_a_kernel_that_is_shut_down_ends_soon_and_what_is_in_flight_cleans_up(
+    loaded_kernel: Kernel, tmp_path: Path, kind: str
+) -> None:
+    names = begin(loaded_kernel, tmp_path, kind)
+    began = time.monotonic()
+    log = loaded_kernel.end(HANG)
+    took = time.monotonic() - began
+    print(f"{kind}: {took:.2f} s")
+    assert_ended_well(log, tmp_path, names)
+    assert took < HANG / 2  # after that it is killed
+
+
+@pytest.mark.parametrize("kind", cells(("suspended",)))
+def test_a_kernel_that_is_restarted_is_a_new_one(loaded_kernel: Kernel, tmp_path: Path, kind: str) -> None:
+    names = begin(loaded_kernel, tmp_path, kind)
+    assert_ended_well(loaded_kernel.restart(HANG), tmp_path, names)
+    assert loaded_kernel.value("'ipyportal' in __import__('sys').modules") is False
+    loaded_kernel.value("%load_ext ipyportal")
+    assert loaded_kernel.value("import asyncio, ipyportal\nipyportal.run(asyncio.sleep(0, 'alive'))") == "alive"
