@@ -14,12 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+Theme = Literal["light", "dark"]
 
 START_TIMEOUT = 50.0
 """Seconds that the server may take until it listens."""
@@ -128,12 +130,14 @@ class Lab:
 
     Args:
         chromium: the path of the browser.
-        viewport: width and height of the page in pixels.
+        viewport: width and height of the page, in its pixels.
+        scale: pixels of the screen for one of the page.
     """
 
-    def __init__(self, chromium: str, viewport: tuple[int, int] = (1000, 1200)) -> None:
+    def __init__(self, chromium: str, viewport: tuple[int, int] = (1000, 1200), scale: float = 1) -> None:
         self._chromium = chromium
         self._viewport = viewport
+        self._scale = scale
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
@@ -147,7 +151,9 @@ class Lab:
                 )
             )
             width, height = self._viewport
-            self.page = browser.new_page(viewport={"width": width, "height": height}, color_scheme="light")
+            self.page = browser.new_page(
+                viewport={"width": width, "height": height}, device_scale_factor=self._scale, color_scheme="light"
+            )
             self.page.set_default_timeout(PATIENCE * 1000)
             expect.set_options(timeout=PATIENCE * 1000)
             self.page.goto(f"{self.server.url}lab?reset")
@@ -163,6 +169,12 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def set_theme(self, theme: Theme) -> None:
+        """Have JupyterLab follow a system of this theme."""
+        self.page.emulate_media(color_scheme=theme)
+        is_light = "true" if theme == "light" else "false"
+        expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", is_light)
 
     @contextmanager
     def notebook(self, name: str, cells: Sequence[str | NotebookNode]) -> Iterator[Notebook]:

@@ -13,7 +13,9 @@ CHROMIUM = need_browser("jupyterlab")
 
 from playwright.sync_api import expect  # noqa: E402 - where there is one
 
-from .jupyterlab import Lab, Notebook  # noqa: E402
+from . import pictures  # noqa: E402
+from .jupyterlab import Lab, Notebook, Theme  # noqa: E402
+from .test_display import STATES  # noqa: E402
 from .test_notebooks import FOLDER, code_cells, lasting, read  # noqa: E402
 
 PRELUDE = """
@@ -79,6 +81,20 @@ ask("Go on?")
         button.click()
         notebook.wait_for_the_end(1)
         assert texts(notebook, 1)[-1] == "'MainThread'"
+
+
+def test_a_question_waits_beside_a_background_call_as_in_the_pictures(lab: Lab) -> None:
+    with lab.notebook("pictures", pictures.CELLS) as notebook:
+        pictures.ask(notebook)
+        card = notebook.cell(1).get_by_role("status")
+        expect(card).to_contain_text("download ▶ running")
+        expect(notebook.outputs(1).last).to_contain_text("part 1")
+        assert notebook.is_running(2)
+        notebook.outputs(2).get_by_role("button", name="Riga").click()
+        notebook.wait_for_the_end(2)
+        assert texts(notebook, 2)[-1] == "'Riga'"
+        notebook.cell(1).get_by_role("button", name="Cancel").click()
+        expect(card).to_contain_text("download ■ cancelled")
 
 
 def test_the_stop_button_ends_a_wait_after_its_clean_up_and_the_kernel_answers(lab: Lab) -> None:
@@ -148,3 +164,44 @@ def test_late_output_appears_below_the_cell_that_launched_it(lab: Lab) -> None:
         assert texts(notebook, 1)[2:] == ["begins\nends\n", "'shown'"]
         expect(notebook.outputs(2)).to_have_text("submitted\n")
         assert [texts(notebook, number) for number in (3, 4)] == [["later\n"], ["(None, None)"]]
+
+
+CONTRASTS = """
+() => {
+    const rgba = colour => colour.match(/[\\d.]+/g).map(Number);
+    const over = ([r, g, b, a = 1], below) => [r, g, b].map((part, i) => part * a + below[i] * (1 - a));
+    const luminance = colour => colour
+        .map(part => part / 255)
+        .map(part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, part, i) => sum + part * [0.2126, 0.7152, 0.0722][i], 0);
+    const background = element => element
+        ? over(rgba(getComputedStyle(element).backgroundColor), background(element.parentElement))
+        : [255, 255, 255];
+    const contrasts = [];
+    for (const card of document.querySelectorAll(".jp-Notebook [role=status]")) {
+        const texts = document.createTreeWalker(card, NodeFilter.SHOW_TEXT);
+        while (texts.nextNode()) {
+            const element = texts.currentNode.parentElement, below = background(element);
+            const both = [over(rgba(getComputedStyle(element).color), below), below].map(luminance);
+            contrasts.push([texts.currentNode.textContent, (Math.max(...both) + 0.05) / (Math.min(...both) + 0.05)]);
+        }
+    }
+    return contrasts;
+}
+"""
+"""Each text in the cards of a page, and the contrast of its colour to its background as the WCAG define it."""
+
+
+def test_cards_can_be_read_in_the_light_and_in_the_dark_theme(lab: Lab) -> None:
+    themes: tuple[Theme, ...] = ("dark", "light")  # the page's own last
+    show = "".join(f"display({make().bundle()!r}, raw=True)\n" for make in STATES.values())
+    with lab.notebook("themes", [show]) as notebook:
+        notebook.run(0)
+        expect(notebook.cell(0).get_by_role("status")).to_have_count(len(STATES))
+        for theme in themes:
+            lab.set_theme(theme)
+            contrasts = lab.page.evaluate(CONTRASTS)
+            assert len(contrasts) > 3 * len(STATES)
+            for text, contrast in contrasts:
+                # What the guidelines ask of text, and of signs.
+                assert contrast >= (3 if text in "…▶✓✗■" else 4.5), f"{text!r} in the {theme} theme: {contrast:.1f}"
