@@ -104,6 +104,20 @@ def test_without_a_name_it_goes_by_the_number_of_its_cell(shared: Kernel) -> Non
     wait_for_update(shared, card(pending), "cancelled")
 
 
+def test_a_card_says_how_to_cancel_its_call_where_there_is_no_button_for_it(shared: Kernel) -> None:
+    def card_says_how() -> bool:
+        pending = shared.execute_async("%%background job\nawait gate('hint')")
+        pending.reply()
+        return "to cancel it: <code>%calls cancel job</code>" in card(pending)["content"]["data"]["text/html"]
+
+    assert not card_says_how()
+    shared.value("ipywidgets = sys.modules.pop('ipywidgets')\nsys.modules['ipywidgets'] = None  # as if not installed")
+    try:
+        assert card_says_how()
+    finally:
+        shared.value("sys.modules['ipywidgets'] = ipywidgets\nopen_gate('hint')")
+
+
 def test_it_runs_where_it_is_told_to(shared: Kernel) -> None:
     places = {"": "ipyportal-loop", "--on loop": "ipyportal-loop", "--on kernel": "MainThread"}
     for option, thread in places.items():
