@@ -23,10 +23,10 @@ from playwright.sync_api import Locator, Page, expect, sync_playwright
 
 Theme = Literal["light", "dark"]
 
-START_TIMEOUT = 50.0
+START_TIMEOUT = 60.0
 """Seconds that the server may take until it listens."""
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds that anything on the page may take."""
 
 KERNELSPEC = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -156,9 +156,8 @@ class Lab:
             )
             self.page.set_default_timeout(PATIENCE * 1000)
             expect.set_options(timeout=PATIENCE * 1000)
-            self.page.goto(f"{self.server.url}lab?reset")
-            self.page.wait_for_function("window.jupyterapp")
-            self.page.evaluate("jupyterapp.restored.then(() => null)")
+            self.page.goto(f"{self.server.url}lab")
+            expect(self.page.locator(".jp-Launcher")).to_be_visible()  # the last to come
             self._stack = stack.pop_all()
         return self
 
@@ -183,7 +182,8 @@ class Lab:
         nodes = [new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
         nbformat.write(new_notebook(cells=nodes, metadata={"kernelspec": KERNELSPEC}), path)
         # A cell that is run before its kernel is there is not run at all.
-        self.page.evaluate(
+        have_done(
+            self.page,
             """async path => {
                 const panel = await jupyterapp.commands.execute("docmanager:open", {path});
                 await panel.context.ready;
@@ -195,12 +195,32 @@ class Lab:
         try:
             yield Notebook(self.page, path)
         finally:
-            self.page.evaluate("""async () => {
-                const panel = jupyterapp.shell.currentWidget;
-                await panel.context.save();  // or it asks whether to
-                await panel.sessionContext.shutdown();
-                panel.dispose();
-            }""")
+            have_done(
+                self.page,
+                """async () => {
+                    const panel = jupyterapp.shell.currentWidget;
+                    await panel.context.save();  // or it asks whether to
+                    await panel.sessionContext.shutdown();
+                    panel.dispose();
+                }""",
+            )
+
+
+def have_done(page: Page, function: str, argument: Any = None) -> None:
+    """Call an async function of the page, and wait until it is over.
+
+    The page is asked whether it is: of a promise that is waited for, Chromium says on a busy machine now and then that
+    it was garbage collected.
+    """
+    page.evaluate(
+        f"""argument => {{
+            window.outcome = null;
+            ({function})(argument).then(() => window.outcome = "done", error => window.outcome = String(error));
+        }}""",
+        argument,
+    )
+    outcome = page.wait_for_function("window.outcome").json_value()
+    assert outcome == "done", outcome
 
 
 class Notebook:
@@ -246,7 +266,7 @@ class Notebook:
 
     def saved(self) -> NotebookNode:
         """Save it, and read what was saved."""
-        self.page.evaluate("jupyterapp.shell.currentWidget.context.save().then(() => null)")
+        have_done(self.page, "() => jupyterapp.shell.currentWidget.context.save()")
         return nbformat.read(self._path, as_version=4)
 
     def _prompt(self, number: int) -> Locator:

@@ -18,6 +18,8 @@ from .jupyterlab import Lab, Notebook, Theme  # noqa: E402
 from .test_display import STATES  # noqa: E402
 from .test_notebooks import FOLDER, code_cells, lasting, read  # noqa: E402
 
+pytestmark = pytest.mark.timeout(240)  # the first test waits for the server, too, and for the browser
+
 PRELUDE = """
 %load_ext ipyportal
 import asyncio, threading
