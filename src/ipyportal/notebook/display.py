@@ -132,7 +132,7 @@ class CallView:
         """Show a card in the cell that is running."""
         from IPython.display import display
 
-        if _in_kernel() and not self._call.done():
+        if _in_kernel():
             self._button = _CancelButton.of(self._call)
         self._handle = display(self.bundle(), raw=True, display_id=True)
         if self._button is not None:
