@@ -17,14 +17,22 @@ def chromium() -> str | None:
     return given or next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
-def need_browser() -> str:
-    """The path of Chromium. Skips the test where there is none, and fails it in CI."""
+def need_browser(*packages: str) -> str:
+    """The path of Chromium. Skips the test, or the module, where there is none, and fails it in CI.
+
+    Args:
+        packages: what else is needed beside playwright, by the names of import.
+    """
     if os.environ.get("IPYPORTAL_NO_BROWSER"):
-        pytest.skip("IPYPORTAL_NO_BROWSER is set: of CI's jobs, that of the default interpreter alone has a browser")
+        reason = "IPYPORTAL_NO_BROWSER is set: of CI's jobs, that of the default interpreter alone has a browser"
+        pytest.skip(reason, allow_module_level=True)
     path = chromium()
-    if path is not None and importlib.util.find_spec("playwright") is not None:
+    missing = [] if path else [f"Chromium ({', '.join(NAMES)})"]
+    missing += [
+        f"{name} (pip install {name})" for name in ("playwright", *packages) if importlib.util.find_spec(name) is None
+    ]
+    if path is not None and not missing:
         return path
-    missing = 'playwright (pip install "ipyportal[browser]")' if path else f"Chromium ({', '.join(NAMES)})"
     if os.environ.get("IPYPORTAL_CI"):
-        pytest.fail(f"CI needs {missing}")
-    pytest.skip(f"needs {missing}")
+        pytest.fail(f"CI needs {' and '.join(missing)}")
+    pytest.skip(f"needs {' and '.join(missing)}", allow_module_level=True)

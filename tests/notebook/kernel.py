@@ -309,9 +309,9 @@ class Kernel:
         assert pending.stdout_so_far(), f"ended before it printed: {pending.reply().error}"
         return pending
 
-    def click(self, widget_id: str) -> Pending:
+    def click(self, widget_id: str, *, subshell_id: str | None = None) -> Pending:
         """Click an ipywidgets button, as its view does."""
-        return self.comm_msg(widget_id, {"method": "custom", "content": {"event": "click"}})
+        return self.comm_msg(widget_id, {"method": "custom", "content": {"event": "click"}}, subshell_id=subshell_id)
 
     def execute_async(
         self,
@@ -354,9 +354,9 @@ class Kernel:
         content = {"comm_id": comm_id, "target_name": target, "data": dict(data)}
         return comm_id, self.request("comm_open", content)
 
-    def comm_msg(self, comm_id: str, data: Mapping[str, Any]) -> Pending:
+    def comm_msg(self, comm_id: str, data: Mapping[str, Any], *, subshell_id: str | None = None) -> Pending:
         """Send a message on a comm, as a widget's view does when it is clicked."""
-        return self.request("comm_msg", {"comm_id": comm_id, "data": dict(data)})
+        return self.request("comm_msg", {"comm_id": comm_id, "data": dict(data)}, subshell_id=subshell_id)
 
     def request(
         self,

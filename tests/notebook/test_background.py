@@ -44,6 +44,16 @@ def card(pending: Pending) -> Message:
     return found
 
 
+def button(pending: Pending) -> Message:
+    (found,) = [
+        message
+        for message in pending.messages
+        if message["msg_type"] == "display_data"
+        and "application/vnd.jupyter.widget-view+json" in message["content"]["data"]
+    ]
+    return found
+
+
 def updates(kernel: Kernel, shown: Message) -> list[str]:
     """The texts that a card has shown since it was displayed, whichever cell they were sent for."""
     found = [
@@ -88,10 +98,24 @@ def test_without_a_name_it_goes_by_the_number_of_its_cell(shared: Kernel) -> Non
     pending = shared.execute_async("%%background\nawait gate('nameless')")
     number = next(m["content"]["execution_count"] for m in pending.reply().messages if m["msg_type"] == "execute_reply")
     assert f"cell {number}" in card(pending)["content"]["data"]["text/plain"]
-    # What the card says is what can be typed.
-    assert f"%calls cancel cell {number}<" in card(pending)["content"]["data"]["text/html"]
+    # What is said in place of the button, where there are no widgets, is what can be typed.
+    assert button(pending)["content"]["data"]["text/plain"] == f"to cancel it: %calls cancel cell {number}"
     assert shared.execute(f"%calls cancel cell {number}").stdout == "cancelled 1\n"
     wait_for_update(shared, card(pending), "cancelled")
+
+
+def test_a_card_says_how_to_cancel_its_call_where_there_is_no_button_for_it(shared: Kernel) -> None:
+    def card_says_how() -> bool:
+        pending = shared.execute_async("%%background job\nawait gate('hint')")
+        pending.reply()
+        return "to cancel it: <code>%calls cancel job</code>" in card(pending)["content"]["data"]["text/html"]
+
+    assert not card_says_how()
+    shared.value("ipywidgets = sys.modules.pop('ipywidgets')\nsys.modules['ipywidgets'] = None  # as if not installed")
+    try:
+        assert card_says_how()
+    finally:
+        shared.value("sys.modules['ipywidgets'] = ipywidgets\nopen_gate('hint')")
 
 
 def test_it_runs_where_it_is_told_to(shared: Kernel) -> None:
@@ -141,7 +165,7 @@ def test_the_card_stands_above_what_the_body_says(shared: Kernel) -> None:
         shared.wait_for(lambda one=pending: "'shown at once'" in str(one.messages) and one.stdout_so_far(), 5)
         shown = [m for m in pending.messages if m["msg_type"] in ("display_data", "stream")]
         assert is_card(shown[0])
-        assert "Cancel" in shown[1]["content"]["data"]["text/plain"]
+        assert shown[1] is button(pending)
 
 
 def test_a_call_that_cannot_be_started_is_an_error_and_its_card_says_so(shared: Kernel) -> None:
@@ -200,8 +224,8 @@ def test_it_can_be_cancelled_and_cleans_up(shared: Kernel, how: str) -> None:
     )
     shared.wait_for(lambda: pending.done() and pending.stdout_so_far(), 5)
     if how == "the button":
-        views = [data.get("application/vnd.jupyter.widget-view+json") for data in pending.reply().displays]
-        shared.click(next(view["model_id"] for view in views if view)).reply()
+        view = button(pending)["content"]["data"]["application/vnd.jupyter.widget-view+json"]
+        shared.click(view["model_id"]).reply()
     else:
         shared.execute(how)
     wait_for_update(shared, card(pending), "cancelled")
@@ -240,12 +264,12 @@ def test_the_card_shows_the_call_live_with_one_display_id(shared: Kernel) -> Non
 
 def test_a_card_ends_with_its_button_gone(shared: Kernel) -> None:
     pending = shared.execute_async("%%background job\nawait gate('button')")
-    reply = pending.reply()
-    (button,) = [m for m in reply.messages if m["msg_type"] == "display_data" and not is_card(m)]
+    pending.reply()
+    shown = button(pending)
     shared.value("open_gate('button')")
     wait_for_update(shared, card(pending), "finished")
-    shared.wait_for(lambda: updates(shared, button) == [""], 5)
-    closed = button["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
+    shared.wait_for(lambda: updates(shared, shown) == [""], 5)
+    closed = shown["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
     assert shared.value(f"{closed!r} in getattr(__import__('ipywidgets').widgets.widget, '_instances', {{}})") is False
 
 

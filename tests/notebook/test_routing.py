@@ -315,3 +315,24 @@ def test_a_subshell_sends_back_to_the_kernels_thread(live_kernel: Kernel, subshe
     live_kernel.value(WHERE)
     reply = live_kernel.execute_async("print(on_kernel_thread(thread_name) == main)", subshell_id=subshell).reply()
     assert reply.stdout == "True\n"
+
+
+def test_a_click_that_comes_over_a_subshell_as_from_jupyterlab_releases_a_waiting_cell(
+    live_kernel: Kernel, subshell: str
+) -> None:
+    # ipykernel 7.4 runs the callback on the kernel's thread all the same, 7.3 on that of the subshell.
+    button = live_kernel.value("""
+        import ipywidgets
+        clicked = asyncio.get_running_loop().create_future()
+
+        def callback(button):
+            run(asyncio.sleep(0.01))
+            on_kernel_thread(clicked.set_result, "clicked")
+
+        button = ipywidgets.Button()
+        button.on_click(callback)
+        button.model_id
+    """)
+    cell = live_kernel.begin("print('waits')\nprint(run(asyncio.wait_for(clicked, 8)))")
+    live_kernel.click(button, subshell_id=subshell)
+    assert cell.reply().stdout == "waits\nclicked\n"

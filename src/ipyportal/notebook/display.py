@@ -22,7 +22,7 @@ LONGEST = 200
 """Characters of a result's or an exception's text that are shown."""
 
 _COLOURS = {
-    State.PENDING: "var(--jp-warn-color1, #b26a00)",
+    State.PENDING: "var(--jp-ui-font-color2, #666)",
     State.RUNNING: "var(--jp-brand-color1, #1976d2)",
     State.FINISHED: "var(--jp-success-color1, #2e7d32)",
     State.FAILED: "var(--jp-error-color1, #c62828)",
@@ -65,6 +65,8 @@ def _outcome(call: Call[Any]) -> str:
     if not call.done():
         return ""
     value = call._value
+    if call.state is State.CANCELLED and value.args == (f"{call.name} was cancelled",):
+        return ""  # its state says so
     try:
         text = str(value).strip().splitlines()
     except Exception:  # noqa: BLE001 - somebody's __str__
@@ -88,7 +90,7 @@ class CallView:
         self._call = call
         self._launched = launched
         self._handle: Any = None
-        self._remove_button: Callable[[], None] = lambda: None
+        self._button: _CancelButton | None = None
 
     def _facts(self) -> list[str]:
         call = self._call
@@ -109,10 +111,10 @@ class CallView:
         call = self._call
         colour = _COLOURS[call.state]
         hint = ""
-        if not call.done():
+        if not call.done() and self._button is None:
             hint = (
                 '<div style="color: var(--jp-ui-font-color2, #666); font-size: 90%">'
-                f"to cancel it: <code>%calls cancel {escape(call.name)}</code></div>"
+                f"to cancel it: <code>{escape(_how_to_cancel(call))}</code></div>"
             )
         facts = "".join(f"<span> · {escape(fact)}</span>" for fact in self._facts())
         return _sendable(
@@ -122,7 +124,7 @@ class CallView:
             f"{colour}; border-radius: 3px; padding: 4px 10px; margin: 2px 0; max-width: 60em; "
             "color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, transparent); "
             'font-family: var(--jp-ui-font-family, sans-serif)">'
-            f'<code style="background: none; color: inherit">{escape(call.name)}</code> '
+            f'<code style="background: none; color: inherit; padding: 0">{escape(call.name)}</code> '
             # The colour is the sign's alone: as that of a word some would be hard to read on their background.
             f'<strong><span style="color: {colour}">{_SIGNS[call.state]}</span> {call.state.value}</strong>'
             f"{facts}{hint}</div>"
@@ -135,8 +137,11 @@ class CallView:
         """Show a card in the cell that is running."""
         from IPython.display import display
 
+        if _in_kernel():
+            self._button = _CancelButton.of(self._call)
         self._handle = display(self.bundle(), raw=True, display_id=True)
-        self._remove_button = _cancel_button(self._call)
+        if self._button is not None:
+            self._button.show()
 
     def follow(self, launched: Launched | None) -> None:
         """Keep the card up to date until the call is over.
@@ -156,7 +161,8 @@ class CallView:
             if follower is not None:
                 follower.cancel()
             update()
-            self._remove_button()
+            if self._button is not None:
+                self._button.remove()
 
         async def follow() -> None:
             while not self._call.done():
@@ -176,27 +182,42 @@ def _in_kernel() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def _cancel_button(call: Call[Any]) -> Callable[[], None]:
-    """Show a button that cancels the call, where there are widgets; return what takes it away."""
-    from IPython.display import display
+def _how_to_cancel(call: Call[Any]) -> str:
+    return f"%calls cancel {call.name}"
 
-    try:
-        import ipywidgets
-    except ImportError:
-        ipywidgets = None
-    if ipywidgets is None or not _in_kernel():
-        return lambda: None
-    button = ipywidgets.Button(description="Cancel", tooltip=_sendable(f"Cancel {call.name}"))
-    button.on_click(lambda _: call.cancel())
-    handle: Any = display(button, display_id=True)
 
-    def remove() -> None:
-        for widget in (button, button.layout, button.style):  # ipywidgets keeps those that are open for good
+class _CancelButton:
+    """A button that cancels a call; where the frontend has no widgets, a line that says what to type."""
+
+    def __init__(self, call: Call[Any], ipywidgets: Any) -> None:
+        self._button = ipywidgets.Button(description="Cancel", tooltip=_sendable(f"Cancel {call.name}"))
+        self._button.on_click(lambda _: call.cancel())
+        self._instead = _sendable(f"to cancel it: {_how_to_cancel(call)}")
+        self._handle: Any = None
+
+    @classmethod
+    def of(cls, call: Call[Any]) -> _CancelButton | None:
+        """The button of a call; None where ipywidgets is not installed."""
+        try:
+            import ipywidgets
+        except ImportError:
+            return None
+        return cls(call, ipywidgets)
+
+    def show(self) -> None:
+        """Show it in the cell that is running."""
+        from IPython.display import display
+
+        view = {"version_major": 2, "version_minor": 0, "model_id": self._button.model_id}
+        bundle = {"text/plain": self._instead, "application/vnd.jupyter.widget-view+json": view}
+        self._handle = display(bundle, raw=True, display_id=True)
+
+    def remove(self) -> None:
+        """Take it away. From any thread."""
+        for widget in (self._button, self._button.layout, self._button.style):  # ipywidgets keeps open ones for good
             widget.close()
         # A notebook is stored without its widgets: it would show the text in place of the button.
-        handle.update({"text/plain": ""}, raw=True)
-
-    return remove
+        self._handle.update({"text/plain": ""}, raw=True)
 
 
 class CallsTable:
