@@ -107,8 +107,9 @@ def test_binder_installs_what_the_notebooks_need() -> None:
     checkout, *packages = folder.joinpath("requirements.txt").read_text(encoding="utf-8").split()
     match = re.fullmatch(r"\.\[(.+)\]", checkout)
     assert match is not None
-    # `demo` and `browser` are what test_notebooks needs to run them all, `nest` what one of them speaks of.
-    assert set(match[1].split(",")) == {"browser", "demo", "nest"} <= set(PROJECT["project"]["optional-dependencies"])
+    # The first three are what the notebooks import, `nest` what one of them speaks of.
+    extras = {"browser", "dask", "demo", "nest"}
+    assert set(match[1].split(",")) == extras <= PROJECT["project"]["optional-dependencies"].keys()
     assert bounds(packages).items() <= bounds(PROJECT["project"]["optional-dependencies"]["test"]).items()
     version = folder.joinpath("runtime.txt").read_text(encoding="utf-8").strip().removeprefix("python-")
     assert f"Programming Language :: Python :: {version}" in PROJECT["project"]["classifiers"]

@@ -71,6 +71,14 @@ class ExecutorPortal(Portal):
 
     Raises:
         TypeError: `executor` is none, or `context` holds something else than context variables.
+
+    Example:
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> from ipyportal.concurrency import Call, ExecutorPortal
+        >>> with ExecutorPortal(ThreadPoolExecutor(2), owner=True) as portal:
+        ...     calls = [portal.submit(Call.new(pow, 2, n)) for n in range(4)]
+        >>> [call.result() for call in calls]
+        [1, 2, 4, 8]
     """
 
     def __init__(
