@@ -1,4 +1,4 @@
-"""The check that every test leaves the process as it found it."""
+"""The check that every test leaves the process as it found it; and, for CI, a line that says what it ran with."""
 
 from __future__ import annotations
 
@@ -7,15 +7,20 @@ import builtins
 import gc
 import io
 import os
+import platform
 import signal
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+_VERSIONS = os.environ.pop("IPYPORTAL_VERSIONS", None)  # not for tests that run pytest themselves
 
 GRACE = 2.0
 """Seconds that something may take to go away by itself after a test: a thread's last steps, say."""
@@ -199,6 +204,25 @@ def shut_down_engine() -> None:
     engine = sys.modules.get("ipyportal.concurrency")
     if engine is not None:
         engine.shutdown()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Add a line to the table of CI, in the file that IPYPORTAL_VERSIONS names: what ran, and with what."""
+    if _VERSIONS is None:
+        return
+    stats = terminalreporter.stats
+    tests = "all" if config.args == config.getini("testpaths") else ", ".join(Path(name).stem for name in config.args)
+    packages = ("ipykernel", "ipython", "greenlet", "ipywidgets", "tqdm")
+    counts = [str(len(stats.get(outcome, ()))) for outcome in ("passed", "skipped")]
+    with open(_VERSIONS, "a", encoding="utf-8") as file:
+        file.write(f"| {' | '.join([platform.python_version(), *map(_version_of, packages), tests, *counts])} |\n")
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "none"
 
 
 def pytest_collection_finish() -> None:
