@@ -393,8 +393,7 @@ def test_an_exception_group_shows_each_of_its_errors_and_the_users_frames(shared
 @pytest.mark.parametrize("way", ["run(fail())", "%await fail()", "%%await\nawait fail()", "%%thread\nrun(fail())"])
 def test_debug_looks_at_the_frame_that_failed(shared: Kernel, way: str) -> None:
     assert shared.execute(way).error is not None
-    pending = shared.execute_async("%debug", answers=["p secret", "q"])
-    assert "'of fail'" in pending.reply().stdout
+    assert "'of fail'" in shared.execute("%debug", answers=["p secret", "q"]).stdout
     assert shared.answers_within(5)
 
 
