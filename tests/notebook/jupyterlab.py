@@ -57,13 +57,17 @@ class Server:
         for name, setting in SETTINGS.items():
             _write_json(home / f"settings/@jupyterlab/{name}.jupyterlab-settings", setting)
         self._log = home / "log"
+        # Of the extensions in this environment the widgets' alone: ipyparallel's asks its server, and shows a dialog.
+        widgets = home / "labextensions" / "@jupyter-widgets"
+        widgets.parent.mkdir()
+        widgets.symlink_to(Path(sys.prefix, "share", "jupyter", "labextensions", widgets.name))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
                     *("--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=", "--ServerApp.password="),
                     *("--ServerApp.terminals_enabled=False", "--LabApp.expose_app_in_browser=True"),
-                    f"--ServerApp.root_dir={self.notebooks}",
+                    *(f"--ServerApp.root_dir={self.notebooks}", f"--LabApp.labextensions_path={widgets.parent}"),
                 ],
                 env={
                     **{name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")},
