@@ -15,6 +15,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 import ipyportal
 from ipyportal import cli
+from ipyportal.notebook.environment import Report, detect
 
 
 def ipyportal_command(
@@ -51,8 +52,11 @@ def test_a_wrong_command_line_is_a_usage_error(arguments: tuple[str, ...]) -> No
 def test_the_doctor_says_what_a_kernel_of_this_python_is() -> None:
     run = ipyportal_command("doctor")
     assert run.returncode == 0, run.stderr
-    assert re.search(r"^this is +a Jupyter kernel$", run.stdout, re.MULTILINE)
+    assert re.search(r"^this is +a Jupyter kernel\b", run.stdout, re.MULTILINE)
     assert re.search(r"^a waiting cell is +suspended", run.stdout, re.MULTILINE)
+    assert re.search(r"^widgets meanwhile +live", run.stdout, re.MULTILINE)
+    assert re.search(r"^subshells +(a waiting cell is suspended there|not known)", run.stdout, re.MULTILINE)
+    assert re.search(r"^to do +nothing$", run.stdout, re.MULTILINE)
     assert re.search(r"^nest_asyncio +not applied$", run.stdout, re.MULTILINE)
 
 
@@ -75,6 +79,19 @@ def test_the_doctor_says_what_is_missing(tmp_path: Path) -> None:
     run = ipyportal_command("doctor", variables=hide("greenlet", tmp_path))
     assert run.returncode == 0, run.stderr
     assert re.search(r"^a waiting cell is +blocked: .*greenlet", run.stdout, re.MULTILINE)
+    assert re.search(r"^widgets meanwhile +not live", run.stdout, re.MULTILINE)
+    assert re.search(r"^to do +pip install greenlet", run.stdout, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("variable", "frontend"),
+    [("COLAB_RELEASE_TAG", "Colab"), ("JPY_SESSION_NAME", "JupyterLab"), ("VSCODE_PID", "VS Code")],
+)
+def test_the_doctor_says_who_started_the_kernel(monkeypatch: pytest.MonkeyPatch, variable: str, frontend: str) -> None:
+    for name in ("COLAB_RELEASE_TAG", "VSCODE_PID", "BINDER_SERVICE_HOST", "JPY_SESSION_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "1")
+    assert frontend in Report(detect(None), 0).lines()[0][1]
 
 
 def test_the_doctor_fails_where_no_kernel_starts(tmp_path: Path) -> None:

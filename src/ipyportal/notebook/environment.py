@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import sys
 import threading
 from dataclasses import dataclass
@@ -93,16 +94,19 @@ class Report:
             for package in ("ipython", "ipykernel", "ipywidgets", "greenlet", "uvloop")
             if (version := version_of(package))
         ]
-        suspended = "suspended: the loop goes on" if environment.can_suspend else f"blocked: {environment.why_not}"
+        why = environment.why_not or "the loop goes on"
+        frontend = _frontend()
         return [
-            ("this is", environment.kind.value),
+            ("this is", environment.kind.value if frontend is None else f"{environment.kind.value}, {frontend}"),
             ("Python", sys.version.split()[0]),
             ("packages", ", ".join(packages)),
             (
                 "the loop of this thread",
                 "none runs" if loop is None else f"{type(loop).__module__}.{type(loop).__name__}",
             ),
-            ("a waiting cell is", suspended),
+            ("a waiting cell is", f"{_suspended(environment)}: {why}"),
+            ("widgets meanwhile", _widgets(environment)),
+            ("subshells", _subshells(environment)),
             (
                 "calls run",
                 f"by the rule{_HERE if environment.can_suspend else _LOOP}"
@@ -116,6 +120,7 @@ class Report:
                 "threads",
                 ", ".join(thread.name for thread in threading.enumerate() if thread.name.startswith("ipyportal")),
             ),
+            ("to do", "; ".join(_to_do(environment)) or "nothing"),
         ]
 
     def __repr__(self) -> str:
@@ -132,6 +137,49 @@ def _nest_asyncio() -> str:
     if not nest_asyncio_applied():
         return "not applied"
     return "applied: run_until_complete() is its own, and asyncio's tasks are slower"
+
+
+def _frontend() -> str | None:
+    """Who has started this kernel, as far as that can be told from the environment that it was given."""
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return "of Colab"
+    if "VSCODE_PID" in os.environ:
+        return "of VS Code"
+    if "BINDER_SERVICE_HOST" in os.environ:
+        return "on Binder"
+    if "JPY_SESSION_NAME" in os.environ:  # set by Jupyter's server, for the notebook that the kernel is started for
+        return "of a Jupyter server (JupyterLab, Notebook)"
+    return None
+
+
+def _suspended(environment: Environment) -> str:
+    return "suspended" if environment.can_suspend else "blocked"
+
+
+def _widgets(environment: Environment) -> str:
+    if environment.kernel is None:
+        return "none: they are a kernel's"
+    if not version_of("ipywidgets"):
+        return "ipywidgets is not installed"
+    return "live: their messages are handled" if environment.can_suspend else "not live: their messages wait"
+
+
+def _subshells(environment: Environment) -> str:
+    if environment.kernel is None:
+        return "none: they are a kernel's"
+    if "kernel subshells" not in getattr(environment.kernel, "kernel_info", {}).get("supported_features", ()):
+        return "not known to this kernel"
+    return f"a waiting cell is {_suspended(environment)} there, too; the stop button does not reach it"
+
+
+def _to_do(environment: Environment) -> list[str]:
+    """What to do about what does not work."""
+    steps = []
+    if environment.kernel is not None and not greenlets_available():
+        steps.append("pip install greenlet, and restart the kernel: then cells that wait are suspended")
+    if nest_asyncio_applied():
+        steps.append("leave nest_asyncio.apply() out, and restart the kernel: %portal patch on does what it is for")
+    return steps
 
 
 def nest_asyncio_applied() -> bool:
