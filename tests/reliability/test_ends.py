@@ -164,8 +164,11 @@ def test_the_engine_can_be_used_until_the_very_end() -> None:
 
         def late():  # a thread that outlives the main one
             threading.main_thread().join()
-            assert ipyportal.run(asyncio.sleep, 0.01, 5) == 5
-            assert from_sync.call_in_new_thread(lambda: 6) == 6
+            try:
+                assert ipyportal.run(asyncio.sleep, 0.01, 5) == 5
+                assert from_sync.call_in_new_thread(lambda: 6) == 6
+            except RuntimeError:  # CPython 3.12: no thread can be started any more, whoever asks
+                assert sys.version_info[:2] == (3, 12)
             os.write(1, b"late\\n")
 
         def later():
