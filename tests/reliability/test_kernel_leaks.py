@@ -8,16 +8,10 @@ import pytest
 
 from tests.notebook.kernel import Kernel
 
-LOOK = """
-    import asyncio, collections, contextlib, gc, os, threading
+from .looks import OPEN_FILES
 
-    def open_files():
-        folder = "/proc/self/fd"
-        for number in os.listdir(folder) if os.path.exists(folder) else ():
-            with contextlib.suppress(FileNotFoundError):  # the one that listed them
-                target = os.readlink(f"{folder}/{number}")
-                if "history.sqlite" not in target:  # IPython writes it in a thread, now and then
-                    yield target.split("[")[0]
+LOOK = """
+    import asyncio, collections, gc, threading
 
     def held():
         gc.collect()
@@ -40,6 +34,7 @@ LOOK = """
 
 @pytest.mark.parametrize("count", [50, pytest.param(1000, marks=[pytest.mark.storm, pytest.mark.timeout(300)])])
 def test_loading_and_unloading_again_and_again_leaves_nothing(kernel: Kernel, count: int) -> None:
+    kernel.value(OPEN_FILES)
     kernel.value(LOOK)
     kernel.value("""
         import ipyportal, signal
@@ -63,6 +58,7 @@ def test_a_days_worth_of_background_calls_leaves_nothing_but_a_bounded_history(
     loaded_kernel: Kernel, count: int
 ) -> None:
     kernel = loaded_kernel
+    kernel.value(OPEN_FILES)
     kernel.value(LOOK)
     kernel.value("""
         shell = get_ipython()

@@ -19,6 +19,8 @@ import pytest
 
 from tests.notebook.kernel import Kernel, Pending
 
+from .looks import OPEN_FILES
+
 HANG = 30.0
 """Seconds after which a cell that was interrupted does not end any more. No measure of speed."""
 
@@ -132,18 +134,10 @@ PRELUDE = """
         counts.subtract(map(id, closed))
         return sum(map(abs, counts.values()))
 
-    def open_files():
-        folder = "/proc/self/fd"
-        for number in os.listdir(folder) if os.path.exists(folder) else ():
-            with contextlib.suppress(FileNotFoundError):  # the one that listed them
-                target = os.readlink(f"{folder}/{number}")
-                if "history.sqlite" not in target:  # IPython writes it in a thread, now and then
-                    yield target.split("[")[0]
-
     def held():
         # By kind: the kernel's own tasks, for one, are new ones in each cell.
         gc.collect()
-        tasks = collections.Counter(task.get_coro().__qualname__ for task in asyncio.all_tasks())
+        tasks = collections.Counter(task.get_coro().__name__ for task in asyncio.all_tasks())
         threads = collections.Counter(thread.name.rstrip("0123456789") for thread in threading.enumerate())
         return {"tasks": dict(tasks), "threads": dict(threads), "files": dict(collections.Counter(open_files()))}
 """
@@ -234,6 +228,7 @@ class Storm:
         self.dice = random.Random(seed)
         self.measured = Measured()
         self.told = ""
+        kernel.value(OPEN_FILES)
         kernel.value(PRELUDE)
         self.button = kernel.value("button.model_id")
 
