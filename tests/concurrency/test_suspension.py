@@ -665,3 +665,12 @@ def test_a_loop_thread_that_has_ended_keeps_no_greenlets() -> None:
         with EventLoopThread() as thread:
             thread.submit(Call.new(work)).result()
     assert greenlets() <= before + 1
+
+
+def test_the_coroutine_of_a_task_that_is_over_can_be_asked_for_its_name() -> None:
+    async def task() -> Any:
+        return asyncio.current_task()
+
+    with EventLoopThread() as thread:
+        over = started_on(thread, task).result(PATIENCE)
+    assert over.get_coro().__name__ == "CallCoroutine"

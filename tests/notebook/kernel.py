@@ -274,6 +274,11 @@ class Kernel:
         """Whether the kernel's process runs."""
         return self._manager is not None and self._manager.is_alive()
 
+    def _exit_status(self) -> int | None:
+        # As `subprocess` says it: that of a process killed by a signal is the signal's negative number.
+        assert self._manager is not None
+        return getattr(getattr(self._manager.provisioner, "process", None), "returncode", None)
+
     def log(self) -> str:
         """What the kernel's process has written to its own stdout and stderr."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
@@ -413,7 +418,7 @@ class Kernel:
                 if (left := deadline - time.monotonic()) <= 0:
                     problem = TimeoutError(f"waited {timeout:g} seconds")
                 elif not self.is_alive():
-                    problem = KernelDied("the kernel died")
+                    problem = KernelDied(f"the kernel died: its process ended with {self._exit_status()}")
                 if problem is not None:
                     problem.add_note(f"waiting for {what() if what else condition}")
                     problem.add_note(f"the kernel's own output: {self.log()!r}")

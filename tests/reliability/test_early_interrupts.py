@@ -44,6 +44,15 @@ def before_it_is_watched():
         return handling
     kernel.shell_handlers["execute_request"] = handler
 
+def in_the_dispatcher():
+    # In the kernel, which has made ready for an interrupt of the handler that it is about to call.
+    ours = kernel.pre_handler_hook
+    def pre_handler_hook():
+        kernel.pre_handler_hook = ours
+        ours()
+        press()
+    kernel.pre_handler_hook = pre_handler_hook
+
 def between_two_turns():
     # The cell has a task, and the loop has not come to it.
     wrapper = shell.run_cell_async
@@ -83,11 +92,24 @@ def while_it_cancels_its_items():
             press()
         return genuine(*args, **options)
     loop.call_soon = call_soon
+
+def while_it_is_submitted():
+    # The call has been sent to the loop's thread, and nobody waits for it yet.
+    from ipyportal.concurrency import threads
+    ring = threads._Bell.ring
+    def ring_and_press(bell):
+        threads._Bell.ring = ring
+        ring(bell)
+        press()
+    # As a function of the engine's own: the signal is noticed in it.
+    ours = {**vars(threads), "press": press}
+    threads._Bell.ring = type(ring)(ring_and_press.__code__, ours, closure=ring_and_press.__closure__)
 """
 
 MOMENTS = {
     "before IPython": "before_ipython()",
     "in IPython": "before_the_code()",
+    "before our handler is called": "in_the_dispatcher()",
     "before it is watched": "before_it_is_watched()",
     "before its first step": "between_two_turns()",
     "cancelled before its first step": "cancelled()",
@@ -187,3 +209,68 @@ def test_a_second_press_while_a_map_cancels_its_items_leaves_none_behind(shared:
     assert error.ename == "KeyboardInterrupt"
     assert shared.value("for _ in range(100):\n    if not ran: break\n    await asyncio.sleep(0.01)\nran") == []
     assert shared.value("[t for t in asyncio.all_tasks() if 'map' in repr(t) or '_Pool' in repr(t)]") == []
+
+
+@pytest.mark.parametrize("begin", ["", "await asyncio.sleep(0)"])
+def test_an_interrupt_while_a_call_is_submitted_waits_for_its_clean_up(shared: Kernel, begin: str) -> None:
+    error = shared.execute(
+        f"""
+        ran.clear()
+        async def work():
+            try:
+                ran.append("begun")
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                ran.append("cleaned up")
+        {begin}
+        eval("while_it_is_submitted()", hooks)
+        run(work(), on="loop")
+        """,
+        timeout=10,
+    ).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert shared.value("ran") in ([], ["begun", "cleaned up"])
+
+
+def test_a_portal_that_is_interrupted_while_it_submits_has_its_call_cancelled(shared: Kernel) -> None:
+    error = shared.execute(
+        """
+        from ipyportal.concurrency import Portal, get_global_loop
+        class Mine(Portal):
+            name = "mine"
+            def submit(self, call):
+                get_global_loop().submit(call)
+                begun.wait(5)
+                press()
+        begun = threading.Event()
+        ran.clear()
+        async def work():
+            try:
+                begun.set()
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                ran.append("cleaned up")
+        run(work, on=Mine())
+        """,
+        timeout=10,
+    ).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert shared.value("ran") == ["cleaned up"]
+
+
+def test_other_handlers_of_the_kernel_are_interrupted_as_ever(shared: Kernel) -> None:
+    shared.value("""
+        def slow(*args):
+            print("begun", flush=True)
+            time.sleep(60)
+        kernel.shell_handlers["slow_request"] = slow
+    """)
+    pending = shared.request("slow_request", {})
+    shared.wait_for(pending.stdout_so_far, 10)
+    shared.interrupt()
+    shared.wait_for(lambda: "idle" in [m["content"].get("execution_state") for m in pending.messages], 10)
+    shared.value("del kernel.shell_handlers['slow_request']")

@@ -285,7 +285,7 @@ class Storm:
         deadline = time.monotonic() + HANG
         while (left := kernel.value("left_open()")) and twice and time.monotonic() < deadline:
             pass
-        assert left == 0
+        assert left == 0, f"{left} were opened and not closed, or closed twice"
         kernel.value("opened.clear(), closed.clear()")
 
     def run(self, count: int) -> None:

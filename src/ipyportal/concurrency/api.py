@@ -139,7 +139,12 @@ async def await_for(
     with ExitStack() as stack:
         for context in contexts or ():
             stack.enter_context(context)
-        submit(call)
+        try:
+            submit(call)
+        except KeyboardInterrupt:
+            call.cancel()  # it may run by now
+            await waiter.wait()
+            raise
         await waiter.wait()
         return await call
 

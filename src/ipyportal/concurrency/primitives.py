@@ -80,6 +80,8 @@ class CoroutineWrapper(Coroutine[Any, Any, T]):
     @property
     def __name__(self) -> str:
         inner = self._inner
+        if inner is None:  # it is over, or has no coroutine yet
+            return type(self).__qualname__
         return getattr(inner, "__qualname__", None) or inner.__name__  # type: ignore[no-any-return]
 
     @property

@@ -16,6 +16,9 @@ So while a handler of the kernel runs (a cell, a comm message), the handler here
 A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own. The
 clean-up of an asynchronous cell's own ``await`` is cancelled then: the cell is that task.
 
+Before a handler runs, its message is dispatched with Python's own handler, too, and a KeyboardInterrupt in the
+dispatcher itself would end the kernel. `Interrupts.on_sigint_in_dispatch` stands there instead.
+
 A signal handler can be set on the main thread alone, and cells of subshells run on others: there nothing is done.
 """
 
@@ -31,6 +34,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+from ipyportal.concurrency.api import await_for
 from ipyportal.concurrency.suspension import Suspendable, current_suspendable, greenlets_available
 from ipyportal.sync import Host
 
@@ -49,7 +53,21 @@ _DELICATE = (
 )
 
 # And so may be what calls these: half of the tasks of a map have been cancelled, and the loop's call_soon() runs.
-_CALLED = {"asyncio", "concurrent", "contextlib", "enum", "functools", "signal", "threading", "weakref"}
+_CALLED = {
+    "asyncio",
+    "concurrent",
+    "contextlib",
+    "enum",
+    "functools",
+    "inspect",
+    "logging",
+    "signal",
+    "threading",
+    "weakref",
+}
+
+_DISPATCHER = "ipykernel.kernelbase", "dispatch_shell"
+"""Its module and name, which are those of ipykernel 6.17 to 7.4. By another name it is interrupted as any code is."""
 
 
 class _Watch:
@@ -84,9 +102,32 @@ class Interrupts:
         """Called first by a handler of the kernel that will be watched."""
         # Until then the KeyboardInterrupt of Python's own handler would end it, and a cell would get no reply.
         if greenlets_available() and threading.current_thread() is threading.main_thread():
-            self._early, self._expecting = False, True
-            if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            handler = signal.getsignal(signal.SIGINT)
+            dispatched = handler == self.on_sigint_in_dispatch
+            if not dispatched:
+                self._early = False
+            self._expecting = True
+            if dispatched or handler is signal.default_int_handler:
                 signal.signal(signal.SIGINT, self._on_sigint)
+
+    def on_sigint_in_dispatch(self, signum: int, frame: FrameType | None) -> None:
+        """As Python's own handler, but in the dispatcher itself, where KeyboardInterrupt would end the kernel.
+
+        There it is kept for the handler that is called next, if that expects to be watched.
+        """
+        dispatcher = _caller_of_libraries(frame)
+        if dispatcher is not None and (
+            _module(dispatcher).startswith("ipyportal.notebook.")
+            or (_module(dispatcher), dispatcher.f_code.co_name) == _DISPATCHER
+        ):
+            self._early = True
+        else:
+            signal.default_int_handler(signum, frame)
+
+    def begin_dispatch(self) -> Any:
+        """Called by the kernel before each handler. Gives the handler of SIGINT that stood there."""
+        self._early = False
+        return signal.signal(signal.SIGINT, self.on_sigint_in_dispatch)
 
     def await_cell(self) -> _Watch | None:
         """The watch of the handler that calls this, which has made a task of its asynchronous cell."""
@@ -175,9 +216,9 @@ class Interrupts:
 
     def _may_raise(self, frame: FrameType | None) -> bool:
         """Whether the user's code is running, and nothing that must not be torn apart."""
-        delicate = frame
-        while delicate is not None and _module(delicate).partition(".")[0] in _CALLED:
-            delicate = delicate.f_back
+        if _waits_for_a_call(frame):
+            return False
+        delicate = _caller_of_libraries(frame)
         if delicate is None or _module(delicate).startswith(_DELICATE):
             return False
         while frame is not None:
@@ -256,6 +297,24 @@ class Interrupts:
             self._forget(watch)
             if sys.exc_info()[0] is None or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 raise KeyboardInterrupt
+
+
+def _caller_of_libraries(frame: FrameType | None) -> FrameType | None:
+    """The innermost frame that is none of a library that delicate code calls."""
+    while frame is not None and _module(frame).partition(".")[0] in _CALLED:
+        frame = frame.f_back
+    return frame
+
+
+def _waits_for_a_call(frame: FrameType | None) -> bool:
+    """Whether the engine is submitting a call, or about to wait for it: nobody would cancel it, or await its end."""
+    while frame is not None and (
+        _module(frame).partition(".")[0] in _CALLED or _module(frame).startswith("ipyportal.concurrency.")
+    ):
+        if frame.f_code is await_for.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _module(frame: FrameType) -> str:

@@ -5,6 +5,9 @@ This is the one module that touches what is ipykernel's own. Seen to work with i
 - ``kernel.shell_handlers``: a dict from message types to handlers, called by ``dispatch_shell``, which awaits what
   they return. The entries for cells and comms are replaced by suspendable ones.
 - ``shell.run_cell_async``: ipykernel runs asynchronous cells in a task of their own, made of what this returns.
+- ``kernel.pre_handler_hook``: called before each handler, it keeps the handler of SIGINT for ``post_handler_hook`` in
+  ``kernel.saved_sigint_handler``, and sets Python's own, whose KeyboardInterrupt would end the kernel if it came before
+  the message's handler is called.
 - ``kernel._cancel_on_sigint``: ipykernel's handler of SIGINT for that task. It would cancel a cell that has begun
   with a CancelledError of which `Interrupts` knows nothing, so ours stays in place.
 - ipykernel 7.0 to 7.3 hold comm messages back while a cell is suspended, in ``kernel.shell_main``, called for each
@@ -26,7 +29,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
-from ipyportal.concurrency.suspension import suspendable
+from ipyportal.concurrency.suspension import greenlets_available, suspendable
 from ipyportal.concurrency.waiters import ThreadInbox
 from ipyportal.notebook.attribution import attribute_output
 from ipyportal.notebook.interrupts import Interrupts
@@ -149,6 +152,7 @@ class LiveKernel:
             if name in handlers:
                 self._handlers[name] = handlers[name]
                 handlers[name] = self._suspendable_handler(handlers[name])
+        self._guard_dispatch()
         self._wrap_async_cells()
         put_back = attribute_output(self._shell)
         if put_back is not None:
@@ -187,6 +191,18 @@ class LiveKernel:
             return suspendable(handle(*args))
 
         return handler
+
+    def _guard_dispatch(self) -> None:
+        kernel = self._kernel
+        original: Any = getattr(kernel, "pre_handler_hook", None)
+        if not greenlets_available() or getattr(original, "__module__", None) != "ipykernel.kernelbase":
+            return  # without greenlets nothing is watched; and what another kernel does there is its own affair
+
+        @functools.wraps(original)
+        def pre_handler_hook() -> None:
+            kernel.saved_sigint_handler = self._interrupts.begin_dispatch()
+
+        self._undo.append(replace(kernel, "pre_handler_hook", pre_handler_hook))
 
     def _wrap_async_cells(self) -> None:
         shell: Any = self._shell
