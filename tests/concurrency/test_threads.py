@@ -706,7 +706,7 @@ def test_a_deadline_that_is_set_while_the_clock_is_stopped_holds_and_the_stop_en
     # The race: a deadline starts the clock anew before the old clock's thread has seen that it shall end.
     for _ in range(100):
         fired = Gate()
-        clock.call_at(time.monotonic() + PATIENCE, fired.set)
+        clock.cancel(clock.call_at(time.monotonic() + PATIENCE, fired.set))
         barrier = threading.Barrier(2)
 
         def stop(barrier: threading.Barrier = barrier) -> None:
@@ -716,10 +716,11 @@ def test_a_deadline_that_is_set_while_the_clock_is_stopped_holds_and_the_stop_en
         stopper = threading.Thread(target=stop)
         stopper.start()
         barrier.wait(PATIENCE)
-        clock.call_at(time.monotonic() + PATIENCE, fired.set)
+        timer = clock.call_at(time.monotonic() + PATIENCE, fired.set)
         stopper.join(PATIENCE)
         assert not stopper.is_alive()
         assert sum(one.name == "ipyportal-clock" for one in threading.enumerate()) <= 1
+        clock.cancel(timer)
         clock.stop()
         clock.call_at(time.monotonic(), fired.set)
         fired.pass_through()
@@ -800,6 +801,37 @@ def test_a_named_worker_that_was_shut_down_is_made_anew() -> None:
 def test_a_named_worker_needs_a_name(name: Any, error: type[Exception]) -> None:
     with pytest.raises(error, match="name"):
         get_worker_thread(name)
+
+
+@both
+@pytest.mark.parametrize("blocked", [False, True], ids=["deadline", "grace"])
+def test_shutting_down_what_is_shared_leaves_the_deadlines_of_other_threads(make: type[Any], blocked: bool) -> None:
+    # The race: the clock, which is shared, is stopped between the setting of a deadline and its time.
+    begun, gate = Gate(), Gate()
+
+    def block() -> None:
+        begun.set()
+        gate.wait(PATIENCE)  # in C, where no request reaches it
+
+    async def wait() -> None:
+        begun.set()
+        await asyncio.sleep(PATIENCE)
+
+    with make() as portal:
+        call: Call[None] = Call.new(block if blocked else wait)
+        if not blocked:
+            call.set_timeout(0.2)
+        portal.submit(call)
+        begun.pass_through()
+        if blocked:
+            call.cancel()
+        shutdown()
+        with soon():
+            concurrent.futures.wait([call.future], PATIENCE)
+        assert call.cancelled() if blocked else call.timedout()
+        gate.set()
+    shutdown()
+    until(lambda: clock._thread is None)
 
 
 # --- forks and the end -----------------------------------------------------------------------------------------------

@@ -271,7 +271,12 @@ class Call(Generic[T]):
             return self._finish(why, None)
         # Who waits is released if the code is where no request can reach it: blocked in C, or in a blocked loop. Set
         # before the request: who waits may be gone, and have ended the clock, as soon as the code has been told.
-        clock.remind(GRACE, self._abandon)
+        timer = clock.remind(GRACE, self._abandon)
+        with self._lock:
+            if not self._over:
+                timer, self._timer = self._timer, timer  # in place of the deadline's, which matters no more
+        if timer is not None:
+            clock.cancel(timer)
         told_thread = thread is not None and thread.request(self)
         if not told_thread and task is not None and self._to_be_told():
             try:
@@ -350,7 +355,7 @@ class Call(Generic[T]):
             report(exc, f"the time of {self!r} is not limited")
             return
         with self._lock:
-            if not self._over:
+            if not self._over and self._ending is None:
                 self._timer = timer
                 return
         clock.cancel(timer)

@@ -187,11 +187,13 @@ class SyncCancelScope(CancelScope):
 
     @leaves
     def _leave(self, exc: BaseException | None) -> None:
-        self._thread.leave(self)
-        with self._lock:
-            self._open = False
-        if self._timer is not None:
-            clock.cancel(self._timer)
+        try:
+            self._thread.leave(self)
+        finally:  # also after a Ctrl-C: the clock would be kept for a deadline of nobody
+            with self._lock:
+                self._open = False
+            if self._timer is not None:
+                clock.cancel(self._timer)
         if self._task is not None and self._requested and self._task.uncancel() > self._cancelling:
             return  # somebody else cancelled the task, too
         self._settle(exc)

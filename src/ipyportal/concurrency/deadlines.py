@@ -68,6 +68,7 @@ class Clock:
         self._most = self._FEW
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
+        self._ending = False  # the thread is to end when no deadline is left
         self.ident: int | None = None
         """The identity of the clock's thread."""
 
@@ -77,29 +78,37 @@ class Clock:
         with self._lock:
             heap = self._heap
             if len(heap) > self._most:
-                self._heap = heap = [timer for timer in heap if timer[2] is not None]
-                heapq.heapify(heap)
+                self._drop_cancelled()
                 self._most = max(self._FEW, 2 * len(heap))
             heapq.heappush(heap, timer)
             if self._thread is None:
                 thread = threading.Thread(target=self._main, name="ipyportal-clock", daemon=True)
-                start_thread(thread)
+                try:
+                    start_thread(thread)
+                except BaseException:
+                    self.cancel(timer)  # nobody will
+                    raise
                 self._thread = thread
+                self._ending = False
             elif heap[0] is timer:  # only an earliest deadline needs to wake the clock
                 self._changed.notify()
         return timer
+
+    def _drop_cancelled(self) -> None:
+        self._heap[:] = [timer for timer in self._heap if timer[2] is not None]
+        heapq.heapify(self._heap)
 
     @staticmethod
     def cancel(timer: Timer) -> None:
         """Have the function not called, and drop it. From any thread. The rest stays in the heap for a while."""
         timer[2] = None
 
-    def remind(self, delay: float, fn: Callable[[], object]) -> None:
+    def remind(self, delay: float, fn: Callable[[], object]) -> Timer | None:
         """Call `fn` in `delay` seconds; not if the interpreter is ending, where no thread can be started any more."""
         try:
-            self.call_at(time.monotonic() + delay, fn)
+            return self.call_at(time.monotonic() + delay, fn)
         except RuntimeError:
-            pass
+            return None
 
     def elsewhere(self, fn: Callable[[], object]) -> None:
         """Call `fn` in a thread for itself: the clock's own must not wait for what it does."""
@@ -124,7 +133,12 @@ class Clock:
             # Not a flag: after a stop another thread may be the clock before this one has looked.
             while self._thread is threading.current_thread():
                 # These end with an earlier deadline, with `stop`, or at the earliest deadline.
+                if self._ending:
+                    self._drop_cancelled()
                 if not self._heap:
+                    if self._ending:
+                        self._thread = self.ident = None
+                        break
                     self._changed.wait()
                     continue
                 # One that was cancelled stays until its time: with it gone, the next to be set would be the earliest
@@ -140,10 +154,17 @@ class Clock:
             return None
 
     def stop(self) -> None:
-        """End the thread and drop all deadlines. The next one starts it anew."""
+        """End the thread, when the deadlines that are left have been kept. The next one starts it anew.
+
+        They are those of code that is nobody's here to end: in threads of the user's own, say.
+        """
         with self._lock:
-            thread, self._thread, self.ident = self._thread, None, None
-            self._heap.clear()
+            self._drop_cancelled()
+            thread = None
+            if self._heap:
+                self._ending = True
+            else:
+                thread, self._thread, self.ident = self._thread, None, None
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             # Ends: what the clock calls is short, and calls no user code.
