@@ -22,6 +22,7 @@ from ipyportal.concurrency import (
     current_call,
     from_sync,
     get_global_loop,
+    shield,
 )
 
 from .helpers import PATIENCE, Gate, soon, spin, until
@@ -665,6 +666,35 @@ def test_a_request_between_the_two_parts_of_a_call_interrupts_once(
     loop_thread.submit(call)
     assert call.result(PATIENCE) is None
     assert interrupts == ["interrupt"]
+
+
+@pytest.mark.parametrize("make", [WorkerThread, EventLoopThread])
+def test_a_shield_holds_a_request_back_that_came_between_the_two_parts_of_a_call(make: type[Any]) -> None:
+    # The race: the same. The hand-over cancels the task, in whose very step the shield is then entered.
+    saved = []
+
+    class Returned:
+        def __await__(self) -> Any:
+            return work().__await__()
+
+        @property
+        def __class__(self) -> Any:  # looked at by `inspect.isawaitable`, after the function
+            call.cancel()
+            return Returned
+
+        @__class__.setter
+        def __class__(self, value: Any) -> None: ...
+
+    async def work() -> None:
+        with shield():
+            await asyncio.sleep(0)
+            saved.append("saved")
+
+    with make() as portal:
+        call = Call.new(Returned)
+        with pytest.raises(concurrent.futures.CancelledError):
+            portal.submit(call).result(PATIENCE)
+    assert saved == ["saved"]
 
 
 def test_a_cancelled_call_raises_what_the_standard_library_raises_there(

@@ -974,9 +974,10 @@ class CallCoroutine(Suspendable[None]):
         with call._lock:
             if call._ending is None or call._interrupt is Interrupt.NOTICED:
                 return
-            call._interrupt = Interrupt.NOTICED
+            call._interrupt = Interrupt.SENT
         if self._task is not None:
-            cancel_task(self._task)
+            # Between two steps, and not in this one: its code may be about to enter a shield, which holds it back.
+            self._task.get_loop().call_soon(call._cancel_task, self._task, None)
 
     def _over(self) -> None:
         if self._running is not None:
