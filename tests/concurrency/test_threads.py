@@ -637,6 +637,23 @@ def test_the_global_loop_is_rebuilt_after_its_exit_was_waited_for() -> None:
     assert get_global_loop() is not first
 
 
+def test_a_caller_that_is_cancelled_while_it_starts_the_global_loop_leaves_one_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The race: the request comes when the thread runs and its starter has not noted it yet. Nobody would end it.
+    def make_loop() -> asyncio.AbstractEventLoop:
+        call.cancel()
+        return asyncio.new_event_loop()
+
+    monkeypatch.setattr(threads, "EventLoopThread", lambda name: EventLoopThread(name, loop_factory=make_loop))
+    call = Call.new(get_global_loop)
+    from_sync.call_soon_in_new_thread(call)
+    concurrent.futures.wait([call.future], PATIENCE)
+    assert [one.name for one in threading.enumerate()].count("ipyportal-loop") == 1
+    shutdown()
+    assert [one.name for one in threading.enumerate()].count("ipyportal-loop") == 0
+
+
 def test_the_global_loop_is_rebuilt_after_its_shutdown() -> None:
     first = get_global_loop()
     first.shutdown()

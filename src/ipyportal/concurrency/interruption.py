@@ -48,6 +48,7 @@ __all__ = [
     "block",
     "get",
     "interruptible_thread",
+    "undisturbed",
 ]
 
 T = TypeVar("T")
@@ -102,6 +103,15 @@ def leaves(method: F) -> F:
     """
     _leaving.add(method.__code__)
     return method
+
+
+_undisturbed: set[CodeType] = set()
+
+
+def undisturbed(function: F) -> F:
+    """Mark a function that must get to its end: an interrupt waits for that. It runs no user code in this thread."""
+    _undisturbed.add(function.__code__)
+    return function
 
 
 class Interrupt(enum.Enum):
@@ -499,7 +509,7 @@ def _is_delicate(frame: FrameType | None) -> bool:
         return True
     while frame is not None:
         name, module = frame.f_code.co_name, _module(frame)
-        if module in _DELICATE or name == "__del__":
+        if module in _DELICATE or name == "__del__" or frame.f_code in _undisturbed:
             return True
         if name in ("__init__", "close") and module.startswith("asyncio."):
             return True

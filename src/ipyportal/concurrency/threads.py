@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.calls import Call, CallCoroutine, start_on_loop
 from ipyportal.concurrency.deadlines import clock
-from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread
+from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread, undisturbed
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import start_thread
 from ipyportal.concurrency.suspension import drop_idle_greenlets
@@ -90,6 +90,7 @@ class _ThreadPortal(Portal):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name} {self._phase.value}>"
 
+    @undisturbed  # a thread that nobody knows would never end
     def start(self) -> Self:
         """Start the thread, if it has not been. From any thread; `submit` does it by itself.
 
@@ -633,6 +634,7 @@ _globals_lock = threading.RLock()
 _global_loop: EventLoopThread | None = None
 
 
+@undisturbed
 def get_global_loop() -> EventLoopThread:
     """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died.
 
@@ -647,9 +649,10 @@ def get_global_loop() -> EventLoopThread:
     if portal is not None and portal._phase is _Phase.RUNNING:
         return portal
     with _globals_lock:
-        if _global_loop is None or not _global_loop.running():
-            _global_loop = EventLoopThread(name="ipyportal-loop").start()
-        return _global_loop
+        portal = _global_loop
+        if portal is None or (portal._phase is not _Phase.NEW and not portal.running()):
+            portal = _global_loop = EventLoopThread(name="ipyportal-loop")
+        return portal.start()  # which raises a Ctrl-C that came meanwhile
 
 
 def in_global_loop() -> bool:
@@ -803,6 +806,7 @@ class _Lender:
         self.idle: deque[_LentThread] = deque()
         self.all: set[_LentThread] = set()
 
+    @undisturbed
     def submit(self, call: Call[T]) -> Call[T]:
         try:
             lent = self.idle.pop()
