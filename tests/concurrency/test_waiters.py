@@ -760,3 +760,46 @@ def test_an_interrupt_at_any_moment_of_a_wait_ends_the_call_and_leaves_no_trace(
     assert interruptible_thread().depth == 0
     assert not waiters._blocked
     assert signal.getsignal(signal.SIGURG) is handler
+
+
+# --- a caller that is itself asked to end ----------------------------------------------------------------------------
+
+
+def cancel_from_elsewhere(call: Call[Any]) -> None:
+    asker = threading.Thread(target=call.cancel)
+    asker.start()
+    asker.join(PATIENCE)
+
+
+@pytest.mark.parametrize("make", [WorkerThread, pytest.param(EventLoopThread, id="suspended_EventLoopThread")])
+def test_a_caller_that_is_cancelled_while_it_submits_cancels_the_call_and_runs_the_callbacks(make: type[Any]) -> None:
+    # The race: the call has been submitted, and the wait has not begun.
+    inner = Call.new(asyncio.sleep, PATIENCE)
+    told = []
+
+    def submit(call: Call[None]) -> None:
+        from_sync.call_soon_in_new_thread(call)
+        cancel_from_elsewhere(outer)
+
+    with make() as portal:
+        outer = Call.new(lambda: wait_for(submit, inner, [lambda: told.append("callback")]))
+        with soon(), pytest.raises(concurrent.futures.CancelledError):
+            portal.submit(outer).result()
+    assert inner.cancelled()
+    assert told == ["callback"]
+
+
+@pytest.mark.parametrize("make", [WorkerThread, pytest.param(EventLoopThread, id="suspended_EventLoopThread")])
+def test_a_caller_that_is_cancelled_while_done_callbacks_run_runs_those_that_follow(make: type[Any]) -> None:
+    told = []
+
+    def cancel() -> None:
+        told.append("first")
+        cancel_from_elsewhere(outer)
+
+    callbacks = [cancel, lambda: told.append("second")]
+    with make() as portal:
+        outer = Call.new(lambda: from_sync.wait_for_call_in_new_thread(int, done_callbacks=callbacks))
+        with soon(), pytest.raises(concurrent.futures.CancelledError):
+            portal.submit(outer).result()
+    assert told == ["first", "second"]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 
 from ipyportal.concurrency.calls import Call, current_call
 from ipyportal.concurrency.deadlines import check_timeout
+from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import can_suspend, suspend
 from ipyportal.concurrency.threads import get_global_loop, submit_to_new_thread
@@ -111,7 +112,14 @@ def wait_for(
     if can_suspend():
         waiting = await_for(submit, call, done_callbacks, contexts)
         waiting.__qualname__ = call.name  # type: ignore[attr-defined]  # what messages call it
-        return suspend(waiting)
+        # Else an interrupt could find the call submitted, and nobody waiting yet who would cancel it.
+        thread, mark = interruptible_thread(), Wait(call.cancel)
+        thread.enter(mark)
+        try:
+            return suspend(waiting)
+        finally:
+            thread.leave(mark)
+            thread.checkpoint()
     waiter = SyncWaiter(call)
     for callback in done_callbacks or ():
         waiter.add_done_callback(cast_to_call(callback))

@@ -289,14 +289,16 @@ class SyncWaiter(Waiter[T]):
                 blocked.remove(self)
                 if not blocked:
                     del _blocked[self._thread]
-            if self._mark is not None:
-                thread.leave(self._mark)
             if not self._closed:
                 with self._lock:
                     self._closed = True
-            for callback in self._done_callbacks:
-                self._run(callback)
-                self._report(callback)
+            try:
+                for callback in self._done_callbacks:
+                    self._run(callback)
+                    self._report(callback)
+            finally:  # not before the callbacks: an interrupt would keep them from being run
+                if self._mark is not None:
+                    thread.leave(self._mark)
         if self._mark is not None:
             thread.checkpoint()
         return call
