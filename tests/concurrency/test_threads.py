@@ -820,6 +820,22 @@ def test_a_named_worker_needs_a_name(name: Any, error: type[Exception]) -> None:
         get_worker_thread(name)
 
 
+def test_a_call_in_a_new_thread_that_comes_in_the_middle_of_a_shutdown_is_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The race: the shutdown ends the threads that there are, and then this one is added. No later shutdown knows it.
+    def make(pool: Any) -> Any:
+        shutdown()
+        return lent_thread(pool)
+
+    lent_thread = threads._LentThread
+    monkeypatch.setattr(threads, "_LentThread", make)
+    call = from_sync.call_soon_in_new_thread(lambda: asyncio.sleep(PATIENCE))
+    with soon():
+        concurrent.futures.wait([call.future], PATIENCE)
+    assert call.cancelled()
+
+
 @both
 @pytest.mark.parametrize("blocked", [False, True], ids=["deadline", "grace"])
 def test_shutting_down_what_is_shared_leaves_the_deadlines_of_other_threads(make: type[Any], blocked: bool) -> None:

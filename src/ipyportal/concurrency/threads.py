@@ -819,7 +819,11 @@ class _Lender:
                 self.all.discard(lent)
                 lent.stop()
                 raise
-        return lent.submit(call)
+        lent.submit(call)
+        if self.closed:
+            # A shutdown came meanwhile. Either it saw the thread and its call, or the call is nobody's to end.
+            call.cancel()
+        return call
 
     def retire(self, lent: _LentThread) -> bool:
         """Take an idle thread out of the pool. False if it has just been lent."""
@@ -831,7 +835,7 @@ class _Lender:
 
     def stop(self) -> list[threading.Thread]:
         """Cancel what runs, and end the threads; gives those that are about to."""
-        # A thread that is added later finds the flag after its call.
+        # Who adds a thread later finds the flag.
         self.closed = True
         threads = list(self.all)
         self.idle.clear()
