@@ -192,6 +192,8 @@ class Call(Generic[T]):
 
     @name.setter
     def name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"the name of a call must be a str, not {type(name).__name__}")
         self._name = name
 
     @property
@@ -706,8 +708,16 @@ def name_of(fn: Any) -> str:
             fn = fn.func  # functools.partial
         name = str(getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__)
     except Exception:  # noqa: BLE001 - a proxy of something that is not there, say
-        name = type(fn).__qualname__
+        name = type_name(fn)
     return name.replace("<locals>.", "")
+
+
+def type_name(thing: object) -> str:
+    """The qualified name of a thing's type, also of one whose metaclass has an attribute of its own by that name."""
+    return _qualname_of(type(thing))
+
+
+_qualname_of: Callable[[type], str] = vars(type)["__qualname__"].__get__
 
 
 def _is_awaitable(result: Any) -> bool:

@@ -21,6 +21,9 @@ from ipyportal.concurrency.primitives import start_thread, traceback_of
 
 __all__ = ["Clock", "Timer", "check_timeout", "clock", "report"]
 
+_LONGEST = 9e9
+"""Seconds, 285 years: a deadline that is further away is none. The system's clocks overflow soon after."""
+
 
 def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     """`timeout` in seconds as a deadline's distance, or None for none; raises on what cannot be one.
@@ -31,18 +34,20 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     """
     if timeout is None:
         return None
-    if type(timeout) in (int, float) and 0 <= timeout < math.inf:
+    if type(timeout) in (int, float) and 0 <= timeout <= _LONGEST:
         return timeout
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
         try:
             if isinstance(timeout, bool):
                 raise TypeError
             timeout = float(timeout.__float__())  # type: ignore[unreachable]  # numpy scalars, Fraction, Decimal
+        except OverflowError:
+            timeout = math.inf if timeout > 0 else -math.inf
         except (AttributeError, TypeError, ValueError):
             raise TypeError(f"{what} must be a number of seconds or None, not {type(timeout).__name__}") from None
-    if math.isnan(timeout) or timeout < 0:
+    if timeout != timeout or timeout < 0:  # NaN is the one number that differs from itself
         raise ValueError(f"{what} must be 0 or more seconds, not {timeout!r}")
-    return None if math.isinf(timeout) else float(timeout)
+    return None if timeout > _LONGEST else float(timeout)
 
 
 Timer = list[Any]

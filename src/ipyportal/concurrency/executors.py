@@ -95,6 +95,8 @@ class ExecutorPortal(Portal):
                 f"ExecutorPortal needs a concurrent.futures.Executor, not {type(executor).__name__}: of a dask client "
                 "that is client.get_executor(pure=False), of one of ipyparallel client.executor()"
             )
+        if not isinstance(name, str | None):
+            raise TypeError(f"the name of an ExecutorPortal must be a str or None, not {type(name).__name__}")
         # Imported here, and not with the engine: both take long.
         from ipyportal.concurrency.sending import Variable, dumps_by_name
 

@@ -38,13 +38,21 @@ class Portal(abc.ABC):
 
         Raises:
             RuntimeError: The portal takes no more calls, or the call was submitted before.
+            TypeError: `call` is no `Call`.
         """
 
     def _adopt(self, call: Call[Any]) -> None:
         """Note that `call` is to run here, once."""
         # Without the call's lock: of two threads that submit one call, both may get here, and `Call._begin` sees to
         # it that it runs once.
-        if call._portal is not None or call.running():
+        try:
+            submitted = call._portal is not None or call.running()
+        except AttributeError:
+            raise TypeError(
+                f"a portal runs a Call, not {type(call).__name__}: portal.submit(Call.new(fn, *args)), or "
+                "ipyportal.submit(fn, *args, on=portal)"
+            ) from None
+        if submitted:
             raise RuntimeError(f"{call!r} was submitted before; make a new call for each run")
         call._portal = self
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency import interruption
 from ipyportal.concurrency.calls import Call, CallCoroutine, start_on_loop
-from ipyportal.concurrency.deadlines import clock
+from ipyportal.concurrency.deadlines import check_timeout, clock
 from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread, undisturbed
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import start_thread
@@ -67,6 +67,8 @@ class _ThreadPortal(Portal):
     _kind = "thread"
 
     def __init__(self, name: str | None, daemon: bool, run_once: bool) -> None:
+        if not isinstance(name, str | None):
+            raise TypeError(f"the name of a {type(self).__name__} must be a str or None, not {type(name).__name__}")
         self._name = name or f"ipyportal-{self._kind}-{next(self._counter)}"
         self._daemon = daemon
         self._run_once = run_once
@@ -215,7 +217,11 @@ class WorkerThread(_ThreadPortal):
 
         Returns:
             False if the thread had not ended by then.
+
+        Raises:
+            TypeError, ValueError: `timeout` is not a number, or is negative. Then nothing was done.
         """
+        timeout = check_timeout(timeout)
         with self._lock:
             if self._phase is _Phase.RUNNING:
                 self._close()
@@ -389,7 +395,11 @@ class EventLoopThread(_ThreadPortal):
 
         Returns:
             False if the thread had not ended by then.
+
+        Raises:
+            TypeError, ValueError: `timeout` is not a number, or is negative. Then nothing was done.
         """
+        timeout = check_timeout(timeout)
         self._close(cancel)
         return self._join(timeout)
 
@@ -677,6 +687,7 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
 
     Raises:
         RuntimeError: Called in the global loop's thread.
+        TypeError, ValueError: `timeout` is not a number, or is negative.
 
     Example:
         >>> import asyncio
@@ -690,6 +701,7 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
     global _global_loop
     if in_global_loop():
         raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
+    timeout = check_timeout(timeout)
     with _globals_lock:
         portal, _global_loop = _global_loop, None
     return portal is None or portal.shutdown(cancel=True, timeout=timeout)
@@ -860,17 +872,18 @@ def submit_to_new_thread(call: Call[T]) -> Call[T]:
 # --- the end, and forks ----------------------------------------------------------------------------------------------
 
 
-def shutdown(timeout: float = 5.0) -> None:
+def shutdown(timeout: float | None = 5.0) -> None:
     """End the engine's shared threads: the global loop, workers, the clock. What they run is cancelled.
 
     From a thread that is none of them. They start anew when they are needed again; at the interpreter's exit this is
     done by itself.
 
     Args:
-        timeout: Seconds to wait for all of them together.
+        timeout: Seconds to wait for all of them together; None for as long as it takes.
 
     Raises:
         RuntimeError: Called in the global loop's thread.
+        TypeError, ValueError: `timeout` is not a number, or is negative.
 
     Example:
         >>> import threading
@@ -883,6 +896,7 @@ def shutdown(timeout: float = 5.0) -> None:
     global _lender, _global_loop
     if in_global_loop():
         raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
+    timeout = check_timeout(timeout)
     with _globals_lock:
         lender, _lender = _lender, _Lender()
         loop, _global_loop = _global_loop, None
@@ -893,16 +907,16 @@ def shutdown(timeout: float = 5.0) -> None:
     _end(portals, lender, timeout)
 
 
-def _end(portals: list[_ThreadPortal], lender: _Lender, timeout: float) -> None:
+def _end(portals: list[_ThreadPortal], lender: _Lender, timeout: float | None) -> None:
     """Cancel what runs there, in all of them before the first is waited for."""
     for portal in portals:
         portal.shutdown(cancel=True, timeout=0)
     threads = [*lender.stop(), *(portal.thread for portal in portals)]
-    until = time.monotonic() + timeout
+    until = None if timeout is None else time.monotonic() + timeout
     for thread in threads:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             # Ends after what is left of `timeout`, whatever runs there.
-            thread.join(max(0.0, until - time.monotonic()))
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
     clock.stop()
 
 

@@ -46,6 +46,8 @@ class Waiter(Portal, Generic[T]):
     _closed = False
 
     def __init__(self, call: Call[T]) -> None:
+        if not isinstance(call, Call):
+            raise TypeError(f"a waiter needs a Call, not {type(call).__name__}: {type(self).__name__}(Call.new(fn))")
         self._call = call
         self._thread = threading.current_thread()
         self._todo: deque[Call[Any]] = deque()
