@@ -16,6 +16,7 @@ import operator
 import os
 import queue
 import reprlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sized
@@ -438,7 +439,7 @@ def _check_limit(limit: Any) -> float:
         except TypeError:
             raise TypeError(f"limit must be a whole number or None, not {type(limit).__name__}") from None
         if limit >= 1:
-            return float(limit)
+            return float(min(limit, sys.maxsize))  # a float can be no larger than 10**308
     raise ValueError(f"limit must be a whole number of 1 or more, not {limit!r}")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import reprlib
 import signal
 import threading
 import types
@@ -139,9 +140,12 @@ def set_route(on: Route | None) -> None:
 
 
 def _check_route(on: Any) -> None:
-    if on is not None and on is not RULE and on not in _NAMES and not isinstance(on, Portal):
+    if on is None or on is RULE or isinstance(on, Portal):
+        return
+    if not isinstance(on, str) or on not in _NAMES:  # what is no text may refuse to be compared
         raise (ValueError if isinstance(on, str) else TypeError)(
-            f'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not {on!r}'
+            'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not '
+            + reprlib.repr(on)
         )
 
 
@@ -293,7 +297,7 @@ def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Ro
         )
     if inspect.isasyncgenfunction(work):
         raise TypeError(
-            f"{work.__qualname__} is an async generator function, which cannot be awaited: collect it in an async "
+            f"{name_of(work)} is an async generator function, which cannot be awaited: collect it in an async "
             "function, run(collect) with `async def collect(): return [x async for x in ...]`"
         )
     if on is None and not args and not kwargs and isinstance(work, types.BuiltinFunctionType):
