@@ -152,8 +152,12 @@ def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pra
         # An idle greenlet holds nothing. What is given to `switch` it would hold: so not the answer itself.
         step = value = None  # type: ignore[assignment]
         target, root = root, None
-        step, value, root = target.switch(answers)
-        target = None
+        try:
+            step, value, root = target.switch(answers)
+        finally:
+            # Also when it is killed here, and an exception keeps this frame: greenlet 3.5 may free the first greenlet
+            # of a thread that has ended while a garbage collection hides this last reference to it.
+            target = None
 
 
 def _borrow() -> Any:
@@ -283,7 +287,7 @@ class Suspendable(CoroutineWrapper[T]):
             traceback = traceback_of(error)
             raise BaseException.with_traceback(error, traceback and traceback.tb_next)
         finally:
-            del error, answer, traceback
+            del error, answer, traceback, root  # see `_run_steps`
 
     def _wait(self, yielded: Any, steps: Any) -> Any:
         """Leave the greenlet that calls this as it stands, until the loop answers to `yielded`."""
