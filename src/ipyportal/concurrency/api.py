@@ -112,8 +112,11 @@ def wait_for(
     if can_suspend():
         waiting = await_for(submit, call, done_callbacks, contexts)
         waiting.__qualname__ = call.name  # type: ignore[attr-defined]  # what messages call it
+        thread = interruptible_thread()
+        if not thread._stack:  # nothing runs here that could be asked to end
+            return suspend(waiting)
         # Else an interrupt could find the call submitted, and nobody waiting yet who would cancel it.
-        thread, mark = interruptible_thread(), Wait(call.cancel)
+        mark = Wait(call.cancel)
         thread.enter(mark)
         try:
             return suspend(waiting)
