@@ -292,7 +292,10 @@ class Kernel:
         cell that failed.
         """
         deadline = time.monotonic() + timeout
-        while (reply := self.execute_async(code, answers=answers).reply(timeout)).status == "aborted":
+        # Nothing waits behind it; and it shall not have what comes next aborted either, by whatever that is sent.
+        while (
+            reply := self.execute_async(code, answers=answers, stop_on_error=False).reply(timeout)
+        ).status == "aborted":
             if (timeout := deadline - time.monotonic()) <= 0:
                 break
         return reply
