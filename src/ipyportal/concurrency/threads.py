@@ -549,10 +549,11 @@ class _Bell:
             try:
                 self._context.run(loop.add_reader, fd, self._answer)
                 self._fd = fd
-            except BaseException as exc:
+            except NotImplementedError:  # the loop waits for no files
                 os.close(fd)
-                if not isinstance(exc, NotImplementedError):
-                    raise
+            except BaseException:
+                os.close(fd)
+                raise
 
     def ring(self) -> None:
         with self._lock:
