@@ -527,6 +527,65 @@ def test_an_idle_greenlet_holds_nothing() -> None:
     asyncio.run(main())
 
 
+def test_a_greenlet_does_not_keep_its_first_step() -> None:
+    class Over:
+        def send(self, value: None) -> None:
+            raise StopIteration
+
+    over: Any = Over()
+    reference = weakref.ref(over)
+    interruptible_thread().idle.clear()
+
+    async def main() -> None:
+        nonlocal over
+        suspended = suspendable(over)
+        over = None
+        await asyncio.get_running_loop().create_task(suspended)
+
+    asyncio.run(main())
+    assert interruptible_thread().idle
+    assert reference() is None
+
+
+def test_a_cancel_reaches_suspended_code_while_a_greenlet_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """greenlet 3.0 to 3.3 end those that other threads have dropped in the middle of a switch, and clear what `throw`
+    was given together with what ending them raises."""
+    real = suspension._getcurrent
+
+    def getcurrent() -> Any:
+        current = real()
+        dropped = [greenlet.greenlet(lambda: real().parent.switch())]
+        dropped[0].switch()
+        other = threading.Thread(target=dropped.clear)
+        other.start()
+        other.join()
+        return current
+
+    seen: list[type[BaseException]] = []
+
+    def work() -> None:
+        try:
+            suspend(asyncio.sleep(PATIENCE))
+        except asyncio.CancelledError as exc:
+            seen.append(type(exc))
+            raise
+
+    async def call() -> None:
+        work()
+
+    async def main() -> None:
+        task = asyncio.get_running_loop().create_task(suspendable(call()))
+        await asyncio.sleep(0)
+        with monkeypatch.context() as patch:
+            patch.setattr(suspension, "_getcurrent", getcurrent)
+            task.cancel()
+            await asyncio.wait([task])
+        assert task.cancelled()
+
+    asyncio.run(main())
+    assert seen == [asyncio.CancelledError]
+
+
 def test_the_traceback_of_what_passes_through_shows_no_greenlet() -> None:
     def work() -> None:
         suspend(asyncio.sleep(0))

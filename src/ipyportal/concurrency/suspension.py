@@ -133,7 +133,7 @@ OVER: Any = object()
 
 
 class _Raised:
-    """What a step raised."""
+    """What a step raised, or what it is to raise: greenlet 3.0 to 3.3 may lose what is given to `throw`."""
 
     __slots__ = ("error",)
 
@@ -141,23 +141,27 @@ class _Raised:
         self.error = error
 
 
-def _run_steps(step: Callable[[Any], Any], value: Any, root: Any) -> Any:  # pragma: no cover - in a greenlet
-    """The body of a pooled greenlet: run one step, switch back to `root` with what came of it, and again."""
+def _run_steps(starter: list[Any]) -> Any:  # pragma: no cover - in a greenlet
+    """The body of a pooled greenlet: switch back, to be given a step; run it, switch back with what came of it; again.
+
+    An idle greenlet holds nothing. What it is given first it would hold for life: that is an empty list in the end.
+    """
     answers: list[Any] = []
+    target = starter.pop()
     while True:
         try:
-            answers.append(step(value))
-        except BaseException as exc:  # noqa: BLE001 - it goes on in the task's own stack
-            answers.append(_Raised(exc))
-        # An idle greenlet holds nothing. What is given to `switch` it would hold: so not the answer itself.
-        step = value = None  # type: ignore[assignment]
-        target, root = root, None
-        try:
+            # What is given to `switch` is held, too: so not the answer itself.
             step, value, root = target.switch(answers)
         finally:
             # Also when it is killed here, and an exception keeps this frame: greenlet 3.5 may free the first greenlet
             # of a thread that has ended while a garbage collection hides this last reference to it.
             target = None
+        try:
+            answers.append(step(value))
+        except BaseException as exc:  # noqa: BLE001 - it goes on in the task's own stack
+            answers.append(_Raised(exc))
+        step = value = None
+        target, root = root, None
 
 
 def _borrow() -> Any:
@@ -173,7 +177,9 @@ def _new_greenlet() -> Any:
     first = _getcurrent()
     while first.parent is not None:
         first = first.parent
-    return greenlet.greenlet(_run_steps, first)
+    new = greenlet.greenlet(_run_steps, first)
+    new.switch([_getcurrent()])
+    return new
 
 
 def drop_idle_greenlets() -> None:
@@ -250,7 +256,7 @@ class Suspendable(CoroutineWrapper[T]):
             if suspended is not None:
                 self._greenlet = None
                 # It has its context: the task's, or one that its code entered with Context.run.
-                answer = suspended.throw(value) if step is None else suspended.switch(value)
+                answer = suspended.switch(_Raised(value) if step is None else value)
                 del suspended
             else:
                 borrowed = self._kept
@@ -315,6 +321,11 @@ class Suspendable(CoroutineWrapper[T]):
             self._proxy = None
             if taken:
                 interruptible_thread().resume(taken)
+        if type(answer) is _Raised:
+            try:
+                raise answer.error
+            finally:
+                del answer
         if proxy is not None and proxy.abandoned:
             self._asked_to_stop = False
             task = proxy.get_loop().create_task(_Rest(steps, proxy.future))
@@ -453,9 +464,6 @@ def _calibrate() -> int:
     if greenlet is None:
         return 0
     borrowed = _new_greenlet()
-    holder = [borrowed]
-    borrowed.switch(lambda value: value, None, _getcurrent())
-    holder.clear()
     return sys.getrefcount(borrowed)
 
 
