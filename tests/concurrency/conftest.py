@@ -19,8 +19,6 @@ _NEED_GREENLETS = {
     "another_greenlet": "code with greenlets of its own runs here",
     "test_uvloop_is_a_loop_factory": "a call of the loop waits for another of the same loop",
     "test_a_sync_scope_inside_an_async_one_leaves_it_alone": "synchronous code is suspended here",
-    "test_a_call_that_nobody_holds_is_gone_when_it_is_over[loop-fail": "else a traceback has the loop's frames, too",
-    "test_an_exception_that_was_taken_lives_no_longer_than_its_call[loop": "likewise",
 }
 """What must be skipped without greenlets, by a part of its name, and why."""
 

@@ -1014,13 +1014,16 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     if context is None:
         return  # cancelled while it was queued
     coroutine = CallCoroutine(call, running)
+    # What the first step raises keeps the frames that called it, as this one: see `Call._invoke`.
+    del call
     task: asyncio.Task[None]
     # Its first step runs at once, and not in another turn of the loop.
     if loop.get_task_factory() is not None:
         try:
             task = loop.create_task(coroutine, context=context)
         except Exception as exc:  # noqa: BLE001 - the factory is somebody else's; the calls that follow must run
-            call._fail(exc)
+            if coroutine._call is not None:
+                coroutine._call._fail(exc)
             return
     elif sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
