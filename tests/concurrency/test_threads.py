@@ -548,6 +548,23 @@ def test_a_call_that_comes_when_the_loop_has_just_ended_is_refused() -> None:
         portal.submit(Call.new(lambda: 1))
 
 
+def test_a_call_that_is_taken_back_while_the_loop_starts_others_leaves_nothing_to_report() -> None:
+    # The race: the loop has counted its calls, and a `submit` that saw the shutdown takes one of them back.
+    errors: list[Any] = []
+    with EventLoopThread() as portal:
+        portal.loop.set_exception_handler(lambda loop, context: errors.append(context))
+        counted = threading.Event()
+        held = started_on(portal, counted.wait, PATIENCE)
+        back = Call.new(lambda: 1)
+        first = started_on(portal, lambda: portal._inbox.remove(back))
+        portal.submit(back)
+        counted.set()
+        assert held.result(PATIENCE)
+        assert first.result(PATIENCE) is None
+        assert started_on(portal, lambda: 2).result(PATIENCE) == 2
+    assert not errors
+
+
 def test_a_call_that_comes_while_the_loop_is_being_closed_ends(reported: list[Any]) -> None:
     # The race: the loop has served its last call, and is being closed, which runs it for some more steps. A call that
     # wakes it then must not become a task that nobody runs any more.

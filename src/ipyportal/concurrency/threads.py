@@ -367,7 +367,12 @@ class EventLoopThread(_ThreadPortal):
         assert loop is not None
         # Not what is submitted meanwhile, which has woken the loop again: the loop has other things to do, too.
         for _ in range(len(inbox)):
-            start_on_loop(inbox.popleft(), loop, self._running)
+            try:
+                call = inbox.popleft()
+            except IndexError:
+                return  # a `submit` that saw the shutdown has taken its call back
+            start_on_loop(call, loop, self._running)
+            del call  # see `Call._invoke`
 
     def add_shutdown_call(self, call: Call[T]) -> Call[T]:
         """Have `call` run on the loop when the thread is shut down, after the last call. From any thread.
