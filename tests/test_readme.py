@@ -47,7 +47,8 @@ def test_the_cells_give_the_outputs_shown_below_them() -> None:
         for block in blocks("cell"):
             reply = kernel.execute(block.code)
             assert reply.error is None, f"{block.code}\n{reply.error.traceback}"
-            assert reply.stderr == ""
+            # On a busy machine dask says that a worker takes its time to end.
+            assert [line for line in reply.stderr.splitlines() if "distributed.nanny - WARNING" not in line] == []
             value = "" if reply.result is None else reply.result + "\n"
             assert reply.stdout + value == block.output, block.code
 

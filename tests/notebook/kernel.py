@@ -353,7 +353,7 @@ class Kernel:
     def create_subshell(self) -> str:
         """Create a subshell, and return its id. Raises TimeoutError where ipykernel knows none."""
         pending = self.request("create_subshell_request", {}, channel="control")
-        pending.reply(timeout=5)
+        pending.reply(timeout=10)
         return str(pending._contents("create_subshell_reply")[0]["subshell_id"])
 
     def comm_open(self, target: str, data: Mapping[str, Any], *, comm_id: str | None = None) -> tuple[str, Pending]:

@@ -126,15 +126,25 @@ def test_the_kernel_lives_while_a_cell_iterates_enters_and_maps(shared: Kernel) 
             ticks = []
             fn()
             return len(ticks) > 3
+        def iterates():
+            for _ in iterate(stream()):
+                if len(ticks) > 3:
+                    return
+        async def ticked(_=None):
+            while len(ticks) <= 3:
+                await asyncio.sleep(0.001)
         def enters():
             with enter(Manager()):
-                run(asyncio.sleep(0.02))
+                run(ticked())
+        def blocks_until_ticked(_):
+            while len(ticks) <= 3:
+                time.sleep(0.001)
         counts = [
-            counted(lambda: list(iterate(stream(5, 0.005)))),
+            counted(iterates),
             counted(enters),
-            counted(lambda: many(work, [0.02] * 3)),
-            counted(lambda: many(time.sleep, [0.02] * 3)),
-            counted(lambda: list(many.unordered(work, [0.02] * 3, on="loop"))),
+            counted(lambda: many(ticked, range(3))),
+            counted(lambda: many(blocks_until_ticked, range(3))),
+            counted(lambda: list(many.unordered(ticked, range(3), on="loop"))),
         ]
         background.cancel()
         counts
@@ -245,7 +255,7 @@ INTERRUPTED = {
 def interrupt(kernel: Kernel, pending: Pending) -> Error:
     time.sleep(0.05)  # from its first output to the wait
     kernel.interrupt()
-    error = pending.reply(timeout=3).error
+    error = pending.reply(timeout=10).error
     assert error is not None
     return error
 

@@ -93,7 +93,7 @@ def test_the_output_of_a_background_call_lands_in_its_own_cell(live_kernel: Kern
     later = [live_kernel.execute("print('later')")]
     later += [live_kernel.execute(f"gates[{name!r}].set_result(None)\n{name}.result()") for name in ("two", "one")]
     later.append(live_kernel.execute("print('later')"))
-    live_kernel.wait_for(lambda: "ends" in one.stdout_so_far() and "ends" in two.stdout_so_far(), 5)
+    live_kernel.wait_for(lambda: "ends" in one.stdout_so_far() and "ends" in two.stdout_so_far(), 10)
     assert one.stdout_so_far() == "one begins\none ends\n"
     assert two.stdout_so_far() == "two begins\ntwo ends\n"
     assert [reply.stdout for reply in later] == ["later\n", "", "", "later\n"]

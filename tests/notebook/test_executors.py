@@ -96,7 +96,7 @@ def test_the_stop_button_and_a_cluster_of_dask(kernel_with_pool: Kernel, tmp_pat
         """
         held = kernel.begin(code)
         kernel.interrupt()
-        error = held.reply(timeout=5).error
+        error = held.reply(timeout=10).error
         assert error is not None
         assert error.ename == "KeyboardInterrupt"
         tmp_path.joinpath("release").touch()

@@ -94,7 +94,7 @@ def usage_error(reply: Reply) -> str:
     return reply.stderr.strip() or (reply.error.evalue if reply.error else "")
 
 
-def end_of(pending: Pending, within: float = 3.0) -> Error:
+def end_of(pending: Pending, within: float = 10.0) -> Error:
     error = pending.reply(within).error
     assert error is not None
     return error
@@ -273,11 +273,11 @@ def test_input_asks_in_the_cell_and_gets_the_answer(shared: Kernel, magic: str) 
 
 def test_input_in_a_thread_can_be_interrupted(shared: Kernel) -> None:
     pending = shared.execute_async("%%thread\ninput('who? ')", answers=[])
-    shared.wait_for(pending.prompts, 5)
+    shared.wait_for(pending.prompts, 10)
     time.sleep(0.1)
     shared.interrupt()
     assert end_of(pending).ename == "KeyboardInterrupt"
-    assert shared.answers_within(5)
+    assert shared.answers_within(10)
 
 
 # --- %%thread --------------------------------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ def test_the_notebook_goes_on_while_a_thread_works(shared: Kernel) -> None:
         None
     """)
     try:
-        assert shared.value("%%thread\nbefore = len(ticks)\ntime.sleep(0.3)\nlen(ticks) - before") > 5
+        shared.value("%%thread\ngoal = len(ticks) + 5\nwhile len(ticks) < goal:\n    time.sleep(0.01)\nNone")
     finally:
         shared.execute("ticker.cancel()")
 
@@ -394,7 +394,7 @@ def test_an_exception_group_shows_each_of_its_errors_and_the_users_frames(shared
 def test_debug_looks_at_the_frame_that_failed(shared: Kernel, way: str) -> None:
     assert shared.execute(way).error is not None
     assert "'of fail'" in shared.execute("%debug", answers=["p secret", "q"]).stdout
-    assert shared.answers_within(5)
+    assert shared.answers_within(10)
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_the_stop_button_ends_a_magic_after_its_clean_up(shared: Kernel, way: st
     shared.interrupt()
     assert end_of(pending).ename == "KeyboardInterrupt"
     assert pending.stdout_so_far().startswith("waiting\ncleaned up\n")
-    assert shared.answers_within(5)
+    assert shared.answers_within(10)
 
 
 def test_the_stop_button_ends_a_loop_that_a_thread_runs_itself(shared: Kernel) -> None:
@@ -485,9 +485,9 @@ def test_the_stop_button_ends_a_loop_that_a_thread_runs_itself(shared: Kernel) -
         "asyncio.run(library())"
     )
     shared.interrupt()
-    assert end_of(pending, within=2.0).ename == "KeyboardInterrupt"
+    assert end_of(pending).ename == "KeyboardInterrupt"
     assert pending.stdout_so_far().startswith("waiting\ncleaned up\n")
-    assert shared.answers_within(2)
+    assert shared.answers_within(10)
 
 
 @pytest.mark.parametrize(
@@ -504,7 +504,7 @@ def test_the_stop_button_ends_a_loop_that_a_thread_runs_itself(shared: Kernel) -
     ],
 )
 def test_a_time_out_ends_a_magic_after_its_clean_up(shared: Kernel, magic: str, way: str) -> None:
-    reply = shared.execute(way, timeout=5)
+    reply = shared.execute(way, timeout=10)
     assert reply.error is not None
     assert reply.error.ename == "TimeoutError"
     assert reply.stdout == "waiting\ncleaned up\n"
@@ -556,7 +556,7 @@ def test_the_help_of_a_magic_stands_alone(shared: Kernel, asked: str, says: list
 
 def completions(kernel: Kernel, code: str) -> list[str]:
     request = kernel.request("complete_request", {"code": code, "cursor_pos": len(code)})
-    request.reply(10)
+    request.reply()
     (content,) = [m["content"] for m in request.messages if m["msg_type"] == "complete_reply"]
     return content["matches"]
 

@@ -56,7 +56,7 @@ def patched_kernel(live_kernel: Kernel) -> Kernel:
 def patched(patched_kernel: Kernel) -> Iterator[Kernel]:
     patched_kernel.value("%portal patch on\nlog.clear()")
     yield patched_kernel
-    assert patched_kernel.answers_within(5)
+    assert patched_kernel.answers_within(10)
 
 
 @pytest.mark.parametrize("cell", ["", "await asyncio.sleep(0)\n"], ids=["sync", "async"])
@@ -159,7 +159,7 @@ def test_what_it_prints_and_asks_belongs_to_the_cell(patched: Kernel) -> None:
 def test_the_stop_button_cleans_up_and_the_kernel_lives(patched: Kernel, cell: str) -> None:
     pending = patched.begin(cell)
     patched.interrupt()
-    error = pending.reply(timeout=5).error
+    error = pending.reply(timeout=10).error
     assert error is not None
     assert error.ename == "KeyboardInterrupt"
     assert patched.value("log") == ["cleaned up"]
@@ -172,7 +172,7 @@ def test_a_second_press_gives_up_the_wait_for_the_clean_up(patched: Kernel) -> N
     patched.interrupt()
     patched.wait_for(lambda: "cleaning" in pending.stdout_so_far(), 10)
     patched.interrupt()
-    error = pending.reply(timeout=5).error
+    error = pending.reply(timeout=10).error
     assert error is not None
     assert error.ename == "KeyboardInterrupt"
     assert patched.value("log") == []
@@ -283,7 +283,7 @@ def test_nest_asyncio_is_told_and_works_together_with_the_patch(loaded_kernel: K
     assert kernel.value("await asyncio.sleep(0)\nlibrary(2), here(double(3)), run(double(4))") == (4, 6, 8)
     pending = kernel.begin("asyncio.run(slow())")
     kernel.interrupt()
-    error = pending.reply(timeout=5).error
+    error = pending.reply(timeout=10).error
     assert error is not None
     assert error.ename == "KeyboardInterrupt"
     assert kernel.value("log") == ["cleaned up"]
@@ -296,7 +296,7 @@ def test_the_stop_button_ends_a_nested_run_with_its_clean_up(loaded_kernel: Kern
     loaded_kernel.value(LIBRARY)
     pending = loaded_kernel.begin("run(slow, on='nested')")
     loaded_kernel.interrupt()
-    error = pending.reply(timeout=5).error
+    error = pending.reply(timeout=10).error
     assert error is not None
     assert error.ename == "KeyboardInterrupt"
     assert loaded_kernel.value("log") == ["cleaned up"]

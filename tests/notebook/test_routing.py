@@ -235,10 +235,10 @@ def test_a_task_of_a_closed_loop_is_refused_at_once(live_kernel: Kernel) -> None
             loop.close()
         make()
     """)
-    reply = live_kernel.execute("run(task)", timeout=5)
+    reply = live_kernel.execute("run(task)", timeout=10)
     assert reply.error is not None
     assert (reply.error.ename, reply.error.evalue) == ("RuntimeError", "Event loop is closed")
-    reply = live_kernel.execute("submit(task).result()", timeout=5)
+    reply = live_kernel.execute("submit(task).result()", timeout=10)
     assert reply.error is not None
     assert (reply.error.ename, reply.error.evalue) == ("RuntimeError", "Event loop is closed")
 
@@ -291,7 +291,10 @@ def test_run_works_in_a_subshell_and_lets_its_loop_go_on(live_kernel: Kernel, su
                 ticks.append(1)
                 await asyncio.sleep(0.02)
         ticker = asyncio.ensure_future(tick())
-        run(asyncio.sleep(0.5))
+        async def ticked():
+            while len(ticks) <= 10:
+                await asyncio.sleep(0.02)
+        run(ticked())
         ticker.cancel()
         print(run(where()) == thread_name(), thread_name() == main, len(ticks) > 10)
         """,

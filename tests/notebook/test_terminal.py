@@ -106,6 +106,6 @@ def test_ctrl_c_ends_a_wait_in_terminal_ipython_after_its_clean_up(terminal: Ter
     terminal.read_until("begun")
     time.sleep(0.2)
     terminal.interrupt()
-    terminal.read_until("KeyboardInterrupt", timeout=5)
+    terminal.read_until("KeyboardInterrupt", timeout=10)
     assert "cleaned up" in terminal.run("ended")
     assert "'alive'" in terminal.run("run(asyncio.sleep(0, 'alive'))")

@@ -86,7 +86,7 @@ def test_a_time_out_and_ctrl_c_end_a_magic(shared: Terminal) -> None:
     shared.read_until("begun")
     time.sleep(0.1)
     shared.interrupt()
-    shared.read_until("KeyboardInterrupt", timeout=5)
+    shared.read_until("KeyboardInterrupt", timeout=10)
     assert re.search(r"Out\[\d+\]: 1\b", shared.run("ended"))
 
 
