@@ -15,7 +15,6 @@ import math
 import operator
 import os
 import queue
-import reprlib
 import sys
 import time
 from collections import deque
@@ -30,6 +29,7 @@ from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.executors import ExecutorPortal, is_async_function
 from ipyportal.concurrency.primitives import CoroutineWrapper, add_note, as_exception
 from ipyportal.concurrency.suspension import suspendable
+from ipyportal.concurrency.texts import short_repr
 from ipyportal.concurrency.threads import LoopPortal, WorkerThread, submit_to_new_thread
 from ipyportal.steps import Steps, Stream
 from ipyportal.sync import Route, _check_route, get_route, run
@@ -378,7 +378,7 @@ class Results(Stream[T]):
         self.close()
         error: BaseException = outcome.value
         if outcome.number is not None:
-            arguments = ", ".join(reprlib.repr(argument) for argument in outcome.item)
+            arguments = ", ".join(short_repr(argument) for argument in outcome.item)
             add_note(error, f"ipyportal: item {outcome.number} of map: {self._name}({arguments})")
         if isinstance(error, KeyboardInterrupt):
             # The stop button hit an item's code on the kernel's thread. The cell, which was suspended, has been asked

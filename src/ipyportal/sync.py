@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import reprlib
 import signal
 import threading
 import types
@@ -23,6 +22,7 @@ from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import add_note
 from ipyportal.concurrency.suspension import suspend, suspendable_here
+from ipyportal.concurrency.texts import short_repr
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
 __all__ = ["HERE", "RULE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
@@ -145,7 +145,7 @@ def _check_route(on: Any) -> None:
     if not isinstance(on, str) or on not in _NAMES:  # what is no text may refuse to be compared
         raise (ValueError if isinstance(on, str) else TypeError)(
             'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not '
-            + reprlib.repr(on)
+            + short_repr(on)
         )
 
 

@@ -33,7 +33,7 @@ Everything can be cancelled, from any thread: a call, with all that it sent back
 *suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
 
 The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `tasks`, `waiters`, `cancellation`,
-`interruption`, `deadlines`, `suspension`, `turns`, `executors`, `sending`, `api`.
+`interruption`, `deadlines`, `suspension`, `turns`, `executors`, `sending`, `texts`, `api`.
 """
 
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync

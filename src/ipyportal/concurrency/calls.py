@@ -22,6 +22,7 @@ from ipyportal.concurrency.deadlines import Timer, check_timeout, clock, report
 from ipyportal.concurrency.interruption import Interrupt, InterruptibleThread, interruptible_thread
 from ipyportal.concurrency.primitives import as_exception, traceback_of
 from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
+from ipyportal.concurrency.texts import place_name, shown_name, type_name
 
 if TYPE_CHECKING:
     from ipyportal.concurrency.portals import Portal
@@ -185,10 +186,10 @@ class Call(Generic[T]):
 
     @property
     def name(self) -> str:
-        """The function's qualified name, or what it was set to."""
+        """The function's qualified name, or what it was set to; on one line, with what is not printable escaped."""
         if self._name is None:
             self._name = name_of(self.fn)
-        return self._name.replace("<locals>.", "")
+        return shown_name(self._name)
 
     @name.setter
     def name(self, name: str) -> None:
@@ -211,7 +212,7 @@ class Call(Generic[T]):
         return self._deadline
 
     def __repr__(self) -> str:
-        where = "" if self._portal is None else f" on {self._portal.name}"
+        where = "" if self._portal is None else f" on {place_name(self._portal)}"
         return f"<Call {self.name} {self._state.value}{where}>"
 
     def done(self) -> bool:
@@ -314,7 +315,7 @@ class Call(Generic[T]):
             if self.done() or self._interrupt is not Interrupt.SENT or self._ending is None:
                 return
             ending = self._ending
-        where = "its thread" if self._portal is None else self._portal.name
+        where = "its thread" if self._portal is None else place_name(self._portal)
         self._finish(
             ending,
             f"{self.name} {ending.value} and could not be interrupted: {where} is blocked; "
@@ -699,25 +700,16 @@ _INVOKE_CODE = Call._invoke.__code__
 def name_of(fn: Any) -> str:
     """What messages call a function, a coroutine, a `Call`."""
     if type(fn) is types.FunctionType:
-        qualified = fn.__qualname__
-        return qualified if "<" not in qualified else qualified.replace("<locals>.", "")
+        return shown_name(fn.__qualname__)
     try:
         if isinstance(fn, Call):
             return fn.name
         while type(fn) is not types.FunctionType and isinstance(getattr(fn, "func", None), types.FunctionType):
             fn = fn.func  # functools.partial
-        name = str(getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None) or type(fn).__qualname__)
+        name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)
+        return shown_name(name) if isinstance(name, str) else type_name(fn)
     except Exception:  # noqa: BLE001 - a proxy of something that is not there, say
-        name = type_name(fn)
-    return name.replace("<locals>.", "")
-
-
-def type_name(thing: object) -> str:
-    """The qualified name of a thing's type, also of one whose metaclass has an attribute of its own by that name."""
-    return _qualname_of(type(thing))
-
-
-_qualname_of: Callable[[type], str] = vars(type)["__qualname__"].__get__
+        return type_name(fn)
 
 
 def _is_awaitable(result: Any) -> bool:

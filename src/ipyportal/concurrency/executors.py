@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.deadlines import check_timeout, report
 from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.texts import one_line
 from ipyportal.concurrency.threads import submit_to_new_thread
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class ExecutorPortal(Portal):
             dumps = dumps_by_name
         self._is_pool = isinstance(executor, pools)
         self._executor = executor
-        self._name = name or type(executor).__name__
+        self._name = one_line(name or type(executor).__name__)
         self._variables = [Variable(variable) for variable in context]
         self._dumps = dumps
         self._owner = owner

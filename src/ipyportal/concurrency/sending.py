@@ -9,10 +9,11 @@ import functools
 import importlib
 import inspect
 import pickle
-import reprlib
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from ipyportal.concurrency.texts import short_repr
 
 __all__ = ["Variable", "culprit", "dumps_by_name", "run_in_context", "run_pickled"]
 
@@ -29,8 +30,8 @@ def culprit(fn: Any, args: tuple[Any, ...], dumps: Callable[[Any], bytes] | None
     keywords: dict[str, Any] = {}
     if isinstance(fn, functools.partial):
         fn, keywords = fn.func, fn.keywords
-    parts = [(f"argument {number}, {_short(value)},", value) for number, value in enumerate(args)]
-    parts += [(f"the argument {name}={_short(value)}", value) for name, value in keywords.items()]
+    parts = [(f"argument {number}, {short_repr(value)},", value) for number, value in enumerate(args)]
+    parts += [(f"the argument {name}={short_repr(value)}", value) for name, value in keywords.items()]
     parts += [(f"the context variable {pair[0].variable.name} with its value", pair) for pair in values]
     for what, value in parts:
         if (exc := _failure(dumps or pickle.dumps, value)) is not None:
@@ -44,13 +45,6 @@ def culprit(fn: Any, args: tuple[Any, ...], dumps: Callable[[Any], bytes] | None
             "the portal with dumps=cloudpickle.dumps"
         )
     return f"the function cannot be pickled ({exc}): {advice}"
-
-
-def _short(value: object) -> str:
-    try:
-        return reprlib.repr(value)
-    except Exception:  # noqa: BLE001 - somebody's __repr__
-        return f"a {type(value).__name__}"
 
 
 def _failure(dumps: Callable[[Any], bytes], value: object) -> Exception | None:

@@ -29,6 +29,7 @@ from ipyportal.concurrency.interruption import InterruptibleThread, interruptibl
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import start_thread
 from ipyportal.concurrency.suspension import drop_idle_greenlets
+from ipyportal.concurrency.texts import one_line
 
 if TYPE_CHECKING:
     from typing import Self
@@ -69,7 +70,7 @@ class _ThreadPortal(Portal):
     def __init__(self, name: str | None, daemon: bool, run_once: bool) -> None:
         if not isinstance(name, str | None):
             raise TypeError(f"the name of a {type(self).__name__} must be a str or None, not {type(name).__name__}")
-        self._name = name or f"ipyportal-{self._kind}-{next(self._counter)}"
+        self._name = one_line(name) if name else f"ipyportal-{self._kind}-{next(self._counter)}"
         self._daemon = daemon
         self._run_once = run_once
         _threads.add(self)
