@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import queue
+import threading
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
 from typing import Any
@@ -13,6 +16,34 @@ from ipyportal import run
 from ipyportal.concurrency import Call, EventLoopThread, get_global_loop
 
 __all__: list[str] = []
+
+
+@row("floor", "the floor: a bare loop is woken, and wakes", group="peers")
+def floor(stack: ExitStack, calls: int) -> Sides:
+    """A byte in a pipe, which a bare loop answers through a `SimpleQueue` / as before.
+
+    No context, task or result: nothing that goes to a loop in another thread and back can take less.
+    """
+    loop = stack.enter_context(bare_loop())
+    reader, writer = os.pipe()
+    stack.callback(os.close, reader)
+    stack.callback(os.close, writer)
+    answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    ready = threading.Event()
+
+    def add_reader() -> None:
+        loop.add_reader(reader, lambda: answers.put(os.read(reader, 1)))
+        ready.set()
+
+    loop.call_soon_threadsafe(add_reader)
+    ready.wait()
+    stack.callback(loop.call_soon_threadsafe, loop.remove_reader, reader)
+
+    def once() -> None:
+        os.write(writer, b"x")
+        answers.get()
+
+    return repeat(calls, once), bare(stack, calls)
 
 
 @row("anyio", "anyio: portal.call(noop)", group="peers", needs=("anyio",))
