@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
+import threading
 
 import pytest
 
-from ipyportal import run
+from ipyportal import get_worker_thread, run, submit
 
 
 async def soon() -> int:
@@ -31,3 +33,17 @@ def test_a_task_that_is_done_gives_its_result_also_there() -> None:
         return run(task)
 
     assert asyncio.run(main()) == 1
+
+
+def test_a_coroutine_whose_call_is_cancelled_before_it_has_begun_is_closed() -> None:
+    gate = threading.Event()
+    thread = get_worker_thread("a busy one")
+    try:
+        holding = submit(gate.wait, 30, on=thread)
+        coroutine = soon()
+        assert submit(coroutine, on=thread).cancel()
+        assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
+        gate.set()
+        assert holding.result(30)
+    finally:
+        thread.shutdown()

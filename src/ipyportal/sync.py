@@ -400,11 +400,19 @@ def _as_call(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: 
     elif inspect.isawaitable(work):
         call = Call.new(_await, work)
         call.name = name_of(work)
+        if isinstance(work, types.CoroutineType):
+            call._when_done(lambda _: _close_unbegun(work))
     else:
         call = Call(work, args, kwargs or None)
     if timeout is not None and not (call.portal is not None):
         call.set_timeout(timeout)
     return call
+
+
+def _close_unbegun(coroutine: types.CoroutineType[Any, Any, Any]) -> None:
+    """As a task does whose first step is cancelled: Python would warn that it was never awaited."""
+    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+        coroutine.close()
 
 
 def _submitter(on: Route | None) -> Callable[[Call[Any]], Call[Any]]:
