@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import reprlib
 import threading
 from collections.abc import Callable, Iterable
 from html import escape
 from typing import Any
 
 from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.texts import one_line, place_name, short_repr, type_name
 from ipyportal.concurrency.threads import get_global_loop
-from ipyportal.notebook.history import History, Launched
+from ipyportal.notebook.history import History, Launched, as_typed
 
 __all__ = ["CallView", "CallsTable"]
 
 INTERVAL = 1.0
 """Seconds between two looks at a call whose card is shown."""
-
-LONGEST = 200
-"""Characters of a result's or an exception's text that are shown."""
 
 _COLOURS = {
     State.PENDING: "var(--jp-ui-font-color2, #666)",
@@ -38,16 +35,6 @@ _SIGNS = {
     State.TIMEDOUT: "✗",
 }
 
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = 80
-
-
-def _repr(value: object) -> str:
-    try:
-        return _cut(" ".join(line.strip() for line in _short.repr(value).splitlines()))
-    except Exception as exc:  # noqa: BLE001 - somebody's __repr__
-        return f"<{type(value).__name__}: repr failed with {type(exc).__name__}>"
-
 
 def _seconds(seconds: float) -> str:
     if seconds < 60:
@@ -59,32 +46,32 @@ def _seconds(seconds: float) -> str:
 
 def _outcome(call: Call[Any]) -> str:
     """What came of a call, in a few words: the result's type and short repr, or the exception's last line."""
-    if call.state is State.FINISHED:
-        value = call.result()
-        return "" if value is None else f"{type(value).__name__}: {_repr(value)}"
     if not call.done():
         return ""
     value = call._value
+    if call.state is State.FINISHED:
+        return "" if value is None else one_line(f"{_kind(value)}: {short_repr(value)}")
     if call.state is State.CANCELLED and value.args == (f"{call.name} was cancelled",):
         return ""  # its state says so
+    text = _last_line(value)
+    return one_line(f"{_kind(value)}: {text}") if text else _kind(value)
+
+
+def _kind(value: object) -> str:
+    return type_name(value).rpartition(".")[2]
+
+
+def _last_line(exc: BaseException) -> str:
     try:
-        text = str(value).strip().splitlines()
-    except Exception:  # noqa: BLE001 - somebody's __str__
-        text = []
-    return f"{type(value).__name__}: {_cut(text[-1])}" if text else type(value).__name__
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-
-
-def _sendable(text: str) -> str:
-    """`text` without lone surrogates, which no message to a frontend can hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
+        return str.__str__(str(exc)).strip().rpartition("\n")[2]
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise  # as `short_repr` does
+    except BaseException:  # noqa: BLE001 - somebody's __str__
+        return ""
 
 
 class CallView:
-    """The views of one call. Everything that comes from the user is escaped."""
+    """The views of one call. All that comes from the user is a short printable line by `texts`, and escaped in HTML."""
 
     def __init__(self, call: Call[Any], launched: Launched | None) -> None:
         self._call = call
@@ -92,22 +79,26 @@ class CallView:
         self._handle: Any = None
         self._button: _CancelButton | None = None
 
-    def _facts(self) -> list[str]:
+    def _facts(self, outcome: str) -> list[str]:
         call = self._call
         facts = []
         if call.portal is not None:
-            facts.append(f"on {call.portal.name}")
+            facts.append(f"on {place_name(call.portal)}")
         if self._launched is not None:
             facts.append(_seconds(self._launched.elapsed))
-        if outcome := _outcome(call):
-            facts.append(outcome)
-        return facts
+        return [*facts, outcome] if outcome else facts
 
     def text(self) -> str:
-        call = self._call
-        return _sendable(" · ".join([f"{_SIGNS[call.state]} {call.name}: {call.state.value}", *self._facts()]))
+        return self._text(self._facts(_outcome(self._call)))
 
     def html(self) -> str:
+        return self._html(self._facts(_outcome(self._call)))
+
+    def _text(self, facts: list[str]) -> str:
+        call = self._call
+        return " · ".join([f"{_SIGNS[call.state]} {call.name}: {call.state.value}", *facts])
+
+    def _html(self, facts: list[str]) -> str:
         call = self._call
         colour = _COLOURS[call.state]
         hint = ""
@@ -116,8 +107,8 @@ class CallView:
                 '<div style="color: var(--jp-ui-font-color2, #666); font-size: 90%">'
                 f"to cancel it: <code>{escape(_how_to_cancel(call))}</code></div>"
             )
-        facts = "".join(f"<span> · {escape(fact)}</span>" for fact in self._facts())
-        return _sendable(
+        spans = "".join(f"<span> · {escape(fact)}</span>" for fact in facts)
+        return (
             # A screen reader is told how the call ended, and not each second how long it has run.
             f'<div role="status" aria-live="{"polite" if call.done() else "off"}" '
             'style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
@@ -127,11 +118,16 @@ class CallView:
             f'<code style="background: none; color: inherit; padding: 0">{escape(call.name)}</code> '
             # The colour is the sign's alone: as that of a word some would be hard to read on their background.
             f'<strong><span style="color: {colour}">{_SIGNS[call.state]}</span> {call.state.value}</strong>'
-            f"{facts}{hint}</div>"
+            f"{spans}{hint}</div>"
         )
 
     def bundle(self) -> dict[str, str]:
-        return {"text/plain": self.text(), "text/html": self.html()}
+        try:
+            outcome = _outcome(self._call)
+        except BaseException:  # noqa: BLE001 - the stop button in somebody's slow repr: the state is shown all the same
+            outcome = ""
+        facts = self._facts(outcome)
+        return {"text/plain": self._text(facts), "text/html": self._html(facts)}
 
     def show(self) -> None:
         """Show a card in the cell that is running."""
@@ -183,16 +179,16 @@ def _in_kernel() -> bool:
 
 
 def _how_to_cancel(call: Call[Any]) -> str:
-    return f"%calls cancel {call.name}"
+    return f"%calls cancel {as_typed(call.name)}"
 
 
 class _CancelButton:
     """A button that cancels a call; where the frontend has no widgets, a line that says what to type."""
 
     def __init__(self, call: Call[Any], ipywidgets: Any) -> None:
-        self._button = ipywidgets.Button(description="Cancel", tooltip=_sendable(f"Cancel {call.name}"))
+        self._button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
         self._button.on_click(lambda _: call.cancel())
-        self._instead = _sendable(f"to cancel it: {_how_to_cancel(call)}")
+        self._instead = f"to cancel it: {_how_to_cancel(call)}"
         self._handle: Any = None
 
     @classmethod
@@ -228,7 +224,7 @@ class CallsTable:
     def __init__(self, calls: Iterable[Launched]) -> None:
         self._rows = [
             (
-                _sendable(one.name),
+                one.name,
                 one.state.value,
                 _seconds(one.elapsed),
                 one.where,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching, sync
 from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.texts import one_line, short_repr
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -111,14 +112,16 @@ class Report:
                 "calls run",
                 f"by the rule{_HERE if environment.can_suspend else _LOOP}"
                 if sync.get_route() is None
-                else f"on {sync.get_route()}",
+                else f"on {_route()}",
             ),
             ("asyncio.run()", patching.report()),
             ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
             (
                 "threads",
-                ", ".join(thread.name for thread in threading.enumerate() if thread.name.startswith("ipyportal")),
+                ", ".join(
+                    one_line(thread.name) for thread in threading.enumerate() if thread.name.startswith("ipyportal")
+                ),
             ),
             ("to do", "; ".join(_to_do(environment)) or "nothing"),
         ]
@@ -131,6 +134,11 @@ class Report:
 
 _HERE = ", in a cell on its own loop"
 _LOOP = ", on the EventLoopThread"
+
+
+def _route() -> str:
+    route = sync.get_route()
+    return route if isinstance(route, str) else short_repr(route)
 
 
 def _nest_asyncio() -> str:

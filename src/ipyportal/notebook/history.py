@@ -11,15 +11,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.texts import place_name
 
-__all__ = ["History", "Launched"]
+__all__ = ["History", "Launched", "as_typed"]
+
+
+def as_typed(name: str) -> str:
+    """How a call's name is typed after ``%calls cancel``: in quotes where it would be taken for something else."""
+    name = " ".join(name.split())
+    odd = name in ("", "all") or name[0] in "\"'" or name[-1] in "?;\\"
+    return f'"{name}"' if odd else name
 
 
 @dataclass(eq=False)
 class Launched:
     """What is remembered of a call. It does not keep the call, or its result, alive."""
 
-    name: str
+    last_name: str
     where: str
     cell: int | None
     """The number of the cell that launched it, as in ``In [3]``."""
@@ -27,6 +35,12 @@ class Launched:
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
     final: State | None = None
+
+    @property
+    def name(self) -> str:
+        """What the call is named now; once it is over and gone, what it was named when it ended."""
+        call = self.call()
+        return self.last_name if call is None else call.name
 
     @property
     def state(self) -> State:
@@ -42,6 +56,7 @@ class Launched:
 
     def _over(self, call: Call[Any]) -> None:
         self.ended = time.monotonic()
+        self.last_name = call.name
         self.final = call.state
 
 
@@ -56,7 +71,7 @@ class History:
         self._finished: deque[Launched] = deque(maxlen=self.LENGTH)
 
     def add(self, call: Call[Any], cell: int | None) -> Launched:
-        where = "" if call.portal is None else call.portal.name
+        where = "" if call.portal is None else place_name(call.portal)
         launched = Launched(call.name, where, cell, weakref.ref(call))
         with self._lock:
             self._running.append(launched)
@@ -79,6 +94,15 @@ class History:
     def running(self) -> list[Launched]:
         with self._lock:
             return list(self._running)
+
+    def named(self, typed: str) -> list[Launched]:
+        """Those that run and go by the name that was typed, as it is shown, or in quotes."""
+        typed = " ".join(typed.split())
+        return [
+            one
+            for one in self.running()
+            if typed in (as_typed(one.name), name := " ".join(one.name.split()), f'"{name}"')
+        ]
 
     def of(self, call: Call[Any]) -> Launched | None:
         for launched in self:

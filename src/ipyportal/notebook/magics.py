@@ -17,9 +17,11 @@ from ipyportal import sync
 from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
+from ipyportal.concurrency.texts import one_line, short_repr
 from ipyportal.concurrency.threads import get_worker_thread
 from ipyportal.notebook.cells import Body, cell_number
 from ipyportal.notebook.display import CallsTable, CallView
+from ipyportal.notebook.history import as_typed
 from ipyportal.sync import run
 
 if TYPE_CHECKING:
@@ -193,6 +195,7 @@ class PortalMagics(Magics):
     # --- looking -----------------------------------------------------------------------------------------------------
 
     @line_magic
+    @no_var_expand  # names are text
     @magic_arguments()
     @argument("action", nargs="?", choices=["cancel", "clear"], help="cancel NAME or all; clear the finished ones.")
     @argument("name", nargs="*", help="Which to cancel, or all.")
@@ -202,18 +205,20 @@ class PortalMagics(Magics):
         Of those launched with submit() and %%background. The last hundred finished ones are remembered,
         without their results.
         """
-        options = self._parse(self.calls, line)
+        action, name = (*line.strip().split(maxsplit=1), "", "")[:2]  # no more of it is parsed: a name is any text
+        options = self._parse(self.calls, action)
         history = self._extension.history
+        if name and options.action != "cancel":
+            raise UsageError(f"%calls {action} takes no more words: {one_line(name)}")
         if options.action == "clear":
             history.clear()
             return None
         if options.action == "cancel":
-            name = " ".join(options.name)
             if not name:
                 raise UsageError("cancel which? %calls cancel NAME, or %calls cancel all")
-            chosen = [one for one in history.running() if name in ("all", one.name)]
+            chosen = history.running() if name == "all" else history.named(name)
             if not chosen and name != "all":
-                raise UsageError(f"no call of the name {name!r} is running; %calls shows those that are")
+                raise UsageError(f"no call of the name {short_repr(name)} is running; %calls shows those that are")
             for one in chosen:
                 if (call := one.call()) is not None:
                     call.cancel()
@@ -305,5 +310,5 @@ def completions(_: Any, event: Any) -> list[str]:
     if words[:2] == ["%calls", "cancel"]:
         host = sync.host
         running = getattr(host, "history", None)
-        return ["all", *(one.name for one in running.running())] if running is not None else ["all"]
+        return ["all", *(as_typed(one.name) for one in running.running())] if running is not None else ["all"]
     return _WORDS.get(words[0], [])

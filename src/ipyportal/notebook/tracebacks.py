@@ -13,6 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ipyportal.concurrency.primitives import traceback_of
 from ipyportal.notebook.replacing import replace
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
     @functools.wraps(show)
     def showtraceback(exc_tuple: Any = None, *args: Any, **kwargs: Any) -> Any:
         exc = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
-        if getattr(exc, "of_a_cell_body", False):
+        if isinstance(exc, SyntaxError) and getattr(exc, "of_a_cell_body", False):
             kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
         if isinstance(exc, KeyboardInterrupt):
-            _end_at_users_line(exc.__traceback__)
+            _end_at_users_line(traceback_of(exc))
         if exc is not None and shell.InteractiveTB.mode != "Verbose":
             _tidy_groups(exc)
         return show(exc_tuple, *args, **kwargs)
@@ -40,7 +41,7 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
 
 
 def _is_ours(traceback: TracebackType) -> bool:
-    return (traceback.tb_frame.f_globals.get("__name__") or "").startswith("ipyportal.")
+    return str(traceback.tb_frame.f_globals.get("__name__")).startswith("ipyportal.")
 
 
 def _end_at_users_line(traceback: TracebackType | None) -> None:
@@ -62,10 +63,18 @@ def _tidy_groups(exc: BaseException) -> None:
         one = todo.pop()
         if one is not None and id(one) not in seen:
             seen[id(one)] = one
-            todo += [one.__cause__, one.__context__, *getattr(one, "exceptions", ())]
+            todo += [_cause_of(one), _context_of(one)]
+            if isinstance(one, BaseExceptionGroup):  # others may have anything by that name
+                todo += _exceptions_of(one)
     if any(isinstance(one, BaseExceptionGroup) for one in seen.values()):
         for one in seen.values():
-            one.__traceback__ = _without_ours(one.__traceback__)
+            BaseException.with_traceback(one, _without_ours(traceback_of(one)))
+
+
+# Also of classes that have attributes of their own by these names, and of those whose attributes cannot be set.
+_cause_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_context_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
+_exceptions_of: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
 
 
 def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
@@ -74,6 +83,6 @@ def _without_ours(traceback: TracebackType | None) -> TracebackType | None:
         if not _is_ours(traceback):
             kept.append(traceback)
         traceback = traceback.tb_next
-    for before, after in zip(kept, [*kept[1:], None], strict=True):
+    for before, after in zip(kept, [*kept[1:], None], strict=False):
         before.tb_next = after
     return kept[0] if kept else None
