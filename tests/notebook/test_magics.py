@@ -7,6 +7,9 @@ import time
 from typing import Any
 
 import pytest
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics
 
 from .kernel import Error, Kernel, Pending, Reply
 
@@ -397,64 +400,164 @@ def test_debug_looks_at_the_frame_that_failed(shared: Kernel, way: str) -> None:
     assert shared.answers_within(10)
 
 
-@pytest.mark.parametrize(
-    ("cell", "line"),
-    [
-        ("%%await\nran = True\nif (:", 3),
-        ("%%await\n\n\nran = True\ndef f(:", 5),
-        ("%%background job\nran = True\nif (:", 3),
-        ("%%thread\nran = True\nif (:", 3),
-        ("ran_before = True\n%await double(", 2),
-        ("%%time\nran = True\nawait double(", 3),
-        ("%%prun\nran = True\nawait double(", 3),
-        ("%%capture\nran = True\nawait double(", 3),
-        ("%%timeit\nran = True\nawait double(", 3),
-        ("%%await\nran = True\nreturn 5", 3),
-    ],
-)
+BAD_SYNTAX = [
+    ("%%await\nran = True\nif (:", 3),
+    ("%%await\n\n\nran = True\ndef f(:", 5),
+    ("%%background job\nran = True\nif (:", 3),
+    ("%%thread\nran = True\nif (:", 3),
+    ("ran_before = True\n%await double(", 2),
+    ("%%time\nran = True\nawait double(", 3),
+    ("%%prun\nran = True\nawait double(", 3),
+    ("%%capture\nran = True\nawait double(", 3),
+    ("%%timeit\nran = True\nawait double(", 3),
+    ("%%await\nran = True\nreturn 5", 3),
+    ("%%await\nran = True\n  indented", 3),
+    ("%%thread\nran = True\n'unclosed", 3),
+    ("%%background job\nran = True\nawait", 3),
+    ("ran_before = True\n%await 1 +", 2),
+    ("ran_before = True\n%await two words", 2),
+]
+WRONG_USE = [
+    ("%await", "needs an expression"),
+    ("%await -t 1", "needs an expression"),
+    ("%await -t", "-t"),
+    ("%await -t soon double(1)", "number of seconds"),
+    ("%await -t -1 double(1)", "number of seconds"),
+    ("%await --on mars double(1)", "kernel, loop, thread or the name of a Portal"),
+    ("%await --unknown double(1)", "--unknown"),
+    ("%await x = double(1)", "needs an expression"),
+    ("%%await --unknown\nran = True", "--unknown"),
+    ("%%await --as 5x\nran = True", "'5x'"),
+    ("%%await -t x\nran = True", "number of seconds"),
+    ("%%background two names\nran = True", "names"),
+    ("%%background not-a-name\nran = True", "'not-a-name'"),
+    ("%%background --on mars\nran = True", "mars"),
+    ("%%thread --name\nran = True", "--name"),
+    ("%%thread --name ''\nran = True", "--name needs a name"),
+    ("%%thread --on loop\nran = True", "--on"),
+    ("%await -t 'unclosed double(1)", "No closing quotation"),
+    ("%%await -t\nran = True", "-t"),
+    ("%%await -t nan\nran = True", "number of seconds"),
+    ("%%await --on mars\nran = True", "mars"),
+    ("%%await --on sys\nran = True", "'sys'"),
+    ("%%await --as\nran = True", "--as"),
+    ("%%await --as class\nran = True", "'class'"),
+    ("%%await --as 'unclosed\nran = True", "No closing quotation"),
+    ("%%await words\nran = True", "words"),
+    ("%%background --unknown\nran = True", "--unknown"),
+    ("%%background job -t -1\nran = True", "number of seconds"),
+    ("%%background for\nran = True", "'for'"),
+    ("%%background 'unclosed\nran = True", "No closing quotation"),
+    ("%%thread --unknown\nran = True", "--unknown"),
+    ("%%thread -t soon\nran = True", "number of seconds"),
+    ("%%thread --name 'unclosed\nran = True", "No closing quotation"),
+    ("%%thread words\nran = True", "words"),
+    ("%calls destroy", "destroy"),
+    ("%calls --unknown", "--unknown"),
+    ("%calls 'unclosed", "No closing quotation"),
+    ("%calls clear all", "takes no more words: all"),
+    ("%calls cancel --unknown", "no call of the name '--unknown'"),
+    ("%calls cancel", "cancel which"),
+    ("%calls cancel nobody", "'nobody'"),
+    ("%portal route", "rule, kernel, loop or thread"),
+    ("%portal route mars", "rule, kernel, loop or thread"),
+    ("%portal await maybe", "on or off"),
+    ("%portal await", "on or off"),
+    ("%portal patch", "on or off"),
+    ("%portal patch maybe", "on or off"),
+    ("%portal route kernel loop", "loop"),
+    ("%portal --unknown", "--unknown"),
+    ("%portal 'unclosed", "No closing quotation"),
+    ("%portal what", "what"),
+]
+EMPTY = [
+    *("%await", "%await -t 5", "%%await", "%%await --as x\n", "%%background", "%%background job\n", "%%thread"),
+    *("%%calls", "%%calls\nran = True", "%%portal\nran = True", "%background", "%thread ran = True"),
+]
+
+
+@pytest.mark.parametrize(("cell", "line"), BAD_SYNTAX)
 def test_a_syntax_error_names_the_line_of_the_cell_and_nothing_runs(shared: Kernel, cell: str, line: int) -> None:
     shared.execute("ran = False; job = None")
     error = shared.execute(cell).error
     assert error is not None
-    assert error.ename == "SyntaxError"
+    assert error.ename in ("SyntaxError", "IndentationError")
     assert re.search(rf"(line |:){line}\b", error.traceback), error.traceback
     assert "ipyportal/" not in error.traceback
     assert shared.value("ran, job") == (False, None)
 
 
-@pytest.mark.parametrize(
-    ("cell", "says"),
-    [
-        ("%await", "needs an expression"),
-        ("%await -t 1", "needs an expression"),
-        ("%await -t", "-t"),
-        ("%await -t soon double(1)", "number of seconds"),
-        ("%await -t -1 double(1)", "number of seconds"),
-        ("%await --on mars double(1)", "kernel, loop, thread or the name of a Portal"),
-        ("%await --unknown double(1)", "--unknown"),
-        ("%await x = double(1)", "needs an expression"),
-        ("%%await --unknown\nran = True", "--unknown"),
-        ("%%await --as 5x\nran = True", "'5x'"),
-        ("%%await -t x\nran = True", "number of seconds"),
-        ("%%background two names\nran = True", "names"),
-        ("%%background not-a-name\nran = True", "'not-a-name'"),
-        ("%%background --on mars\nran = True", "mars"),
-        ("%%thread --name\nran = True", "--name"),
-        ("%%thread --name ''\nran = True", "--name needs a name"),
-        ("%%thread --on loop\nran = True", "--on"),
-        ("%calls destroy", "destroy"),
-        ("%calls cancel", "cancel which"),
-        ("%calls cancel nobody", "'nobody'"),
-        ("%portal route", "rule, kernel, loop or thread"),
-        ("%portal route mars", "rule, kernel, loop or thread"),
-        ("%portal await maybe", "on or off"),
-        ("%portal what", "what"),
-    ],
-)
+@pytest.mark.parametrize(("cell", "says"), WRONG_USE)
 def test_wrong_use_is_a_usage_error_and_nothing_runs(shared: Kernel, cell: str, says: str) -> None:
     shared.execute("ran = False")
     assert says in usage_error(shared.execute(cell))
     assert shared.value("ran") is False
+
+
+@pytest.mark.parametrize("cell", EMPTY)
+def test_a_magic_without_code_or_of_the_other_kind_is_a_usage_error_that_names_it(shared: Kernel, cell: str) -> None:
+    shared.execute("ran = False")
+    assert cell.split()[0].lstrip("%") in usage_error(shared.execute(cell))
+    assert shared.value("ran") is False
+
+
+@pytest.mark.parametrize("magic", ["%%await", "%%background job", "%%thread"])
+@pytest.mark.parametrize("body", ["# nothing", "\n\n", "pass", "  "])
+def test_a_body_that_does_nothing_has_no_value(shared: Kernel, magic: str, body: str) -> None:
+    reply = shared.execute(f"{magic}\n{body}\n")
+    if reply.error is not None:  # IPython says that there is none
+        assert "cell body is empty" in usage_error(reply)
+    else:
+        assert reply.result is None
+        if "background" in magic:
+            assert shared.value("job.result()") is None
+
+
+def magics() -> dict[str, Any]:
+    """All that the extension adds, by the name that is typed."""
+    return {f"%{name}": getattr(PortalMagics, method) for name, method in PortalMagics.magics["line"].items()} | {
+        f"%%{name}": getattr(PortalMagics, method) for name, method in CELL_MAGICS.items()
+    }
+
+
+def missing_rows() -> list[str]:
+    """What of the magics no table above gives bad input to."""
+    missing = []
+    for name, method in magics().items():
+        wrong = [cell.splitlines()[0] for cell, _ in WRONG_USE if cell.split()[0] == name]
+        words = {word.partition("=")[0] for line in wrong for word in line.split()}
+        for action in method.parser._actions:
+            if action.option_strings and not words & set(action.option_strings):
+                missing.append(f"{name} {action.option_strings[-1]}")
+            missing += [f"{name} {choice}" for choice in action.choices or () if choice not in words]
+        if not words & {"--unknown"}:
+            missing.append(f"{name} --unknown")
+        if not any("'unclosed" in line for line in wrong):
+            missing.append(f"{name} 'unclosed")
+        if name not in ("%calls", "%portal"):  # which take no code
+            if not any(f"{name} " in f"{cell} ".replace("\n", " ") for cell, _ in BAD_SYNTAX):
+                missing.append(f"{name}: a syntax error")
+            if not any(cell.split()[0] == name for cell in EMPTY):
+                missing.append(f"{name}: no code")
+    return missing
+
+
+def test_each_magic_and_each_of_its_options_is_given_bad_input() -> None:
+    assert missing_rows() == [], "a row for each in WRONG_USE, BAD_SYNTAX, EMPTY"
+
+
+def test_a_magic_and_an_option_without_rows_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    @magic_arguments()
+    @argument("--colour")
+    @argument("what", choices=["red"])
+    def new(self: Any, line: str) -> None: ...
+
+    monkeypatch.setitem(PortalMagics.magics["line"], "new", "new")
+    monkeypatch.setattr(PortalMagics, "new", new, raising=False)
+    assert missing_rows() == [f"%new {what}" for what in ("--colour", "red", "--unknown", "'unclosed")] + [
+        "%new: a syntax error",
+        "%new: no code",
+    ]
 
 
 # --- the end before the end ------------------------------------------------------------------------------------------

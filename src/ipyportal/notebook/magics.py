@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import keyword
 import re
 import sys
 from argparse import Namespace
@@ -56,7 +57,10 @@ class PortalMagics(Magics):
 
     def _parse(self, magic: Any, line: str) -> Namespace:
         """The options of a magic. What is wrong with them is a UsageError."""
-        return parse_argstring(magic, line)  # type: ignore[no-any-return]
+        try:
+            return parse_argstring(magic, line)  # type: ignore[no-any-return]
+        except ValueError as exc:  # of shlex
+            raise UsageError(f"{exc}: {one_line(line)}") from None
 
     def _timeout(self, text: str | None) -> float | None:
         if text is None:
@@ -281,7 +285,7 @@ def _line_in_cell(namespace: dict[str, Any]) -> int:
 
 
 def _identifier(name: str) -> str:
-    if not name.isidentifier():
+    if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"{name!r} is no name of a variable")
     return name
 
