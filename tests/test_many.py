@@ -21,6 +21,7 @@ from ipyportal.concurrency import get_global_loop, shield
 
 from .concurrency.conftest import often  # noqa: F401 - a fixture
 from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, soon, until
+from .hostile import hostile_values
 from .test_streams import PLACES, in_a_call, in_main
 
 every_place = pytest.mark.parametrize("place", PLACES)
@@ -540,6 +541,31 @@ def test_one_bar_counts_the_items(capsys: pytest.CaptureFixture[str]) -> None:
     assert "2it" in capsys.readouterr().err
     assert sorted(map.unordered(double, [1, 2], progress=True)) == [2, 4]
     assert "2/2" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("no_monitor")
+def test_a_length_that_cannot_be_told_keeps_no_item_from_the_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    class Lazy(list[int]):
+        def __len__(self) -> int:
+            raise ConnectionError
+
+    assert map(double, Lazy([1, 2]), progress=True) == [2, 4]
+    assert "2it" in capsys.readouterr().err
+    assert map(lambda n, _: n, [1, 2], range(10**30), progress=True) == [1, 2]
+    assert "2it" in capsys.readouterr().err
+
+
+def test_an_items_note_is_short_whatever_the_item_is() -> None:
+    def fail(*_: Any) -> None:
+        raise LookupError("not here")
+
+    for kind, value in hostile_values().items():
+        with pytest.raises(LookupError, match="not here") as failed:
+            map(fail, [value], ["x" * 10**6], limit=1)
+        notes = [note for note in failed.value.__notes__ if "item 0 of map" in note]
+        assert len(notes) == 1, kind
+        assert notes[0].isprintable(), kind
+        assert len(notes[0]) < 500, kind
 
 
 @pytest.mark.usefixtures("no_monitor")

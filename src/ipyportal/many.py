@@ -18,7 +18,7 @@ import queue
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sized
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any, Literal, NamedTuple, TypeVar, overload
 
 from ipyportal import sync
@@ -469,13 +469,21 @@ def _sender(fn: Callable[..., Any], portal: ExecutorPortal) -> Callable[..., Cor
     return send
 
 
+def _length(iterable: Any) -> int:
+    """Its length; -1 if it has none, or does not tell."""
+    try:
+        return len(iterable)
+    except Exception:  # noqa: BLE001 - somebody's, or more items than `len` can count
+        return -1
+
+
 def _make_bar(iterables: tuple[Any, ...]) -> Any:
     try:
         from tqdm.auto import tqdm
     except ImportError:
         raise ImportError("map(..., progress=True) needs the package tqdm: pip install tqdm") from None
-    sized = all(isinstance(iterable, Sized) for iterable in iterables)
-    return tqdm(total=min(len(iterable) for iterable in iterables) if sized else None)
+    shortest = min(_length(iterable) for iterable in iterables)
+    return tqdm(total=None if shortest < 0 else shortest)
 
 
 # --- map -------------------------------------------------------------------------------------------------------------

@@ -31,10 +31,11 @@ from ipyportal.concurrency import turns
 from ipyportal.concurrency.calls import name_of
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
+from ipyportal.concurrency.texts import type_name
 from ipyportal.concurrency.threads import WorkerThread
 from ipyportal.sync import RULE, run
 
-__all__ = ["PatchSwitch", "patch_asyncio", "patched", "report"]
+__all__ = ["PatchSwitch", "loop_name", "patch_asyncio", "patched", "report"]
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -194,9 +195,9 @@ def _why_not() -> str:
     if task is None:
         return "it is a callback of the loop, and no task"
     if not isinstance(loop, asyncio.BaseEventLoop):
-        return f"it is in a task of {_name(loop)}, which is not asyncio's own kind of loop"
+        return f"it is in a task of {loop_name(loop)}, which is not asyncio's own kind of loop"
     if not any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
-        return f"it is in a task, and the turns of {_name(loop)} are not patched"
+        return f"it is in a task, and the turns of {loop_name(loop)} are not patched"
     if not turns.made_in_turns(task):
         return (
             "its task was made before the patch came on, as that of the cell that loads the extension, or not by "
@@ -211,8 +212,9 @@ def _in_a_bare_kernel() -> bool:
     return type(sync.host) is sync.Host and kernelapp is not None and kernelapp.IPKernelApp.initialized()
 
 
-def _name(loop: Any) -> str:
-    return f"{type(loop).__module__}.{type(loop).__qualname__}"
+def loop_name(loop: Any) -> str:
+    """What messages call the kind of a loop."""
+    return f"{type(loop).__module__}.{type_name(loop)}"
 
 
 def _suspends() -> bool:
@@ -426,7 +428,7 @@ def report() -> str:
         said.append("but nothing can be suspended without the package greenlet")
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
-            said.append(f"run_until_complete() of {_name(loop)} is not patched")
+            said.append(f"run_until_complete() of {loop_name(loop)} is not patched")
         if not any(getattr(type(loop), "_run_once", None) is one.replacement for one in _replaced):
-            said.append(f"tasks of {_name(loop)} cannot be suspended, cells can")
+            said.append(f"tasks of {loop_name(loop)} cannot be suspended, cells can")
     return "; ".join(said)

@@ -194,6 +194,18 @@ def test_what_comes_from_the_user_is_escaped_or_survived(call: Call[Any]) -> Non
     assert sorted(words) == sorted(re.sub(r"[·:]", " ", page.text).split())
 
 
+def test_a_call_goes_by_the_name_that_it_is_given_after_its_launch_and_keeps_the_last() -> None:
+    history = History()
+    call = Call.new(returning(1))
+    history.add(call, 3)
+    call.name = "new"
+    assert repr(CallsTable(history)).splitlines()[1].split()[:2] == ["new", "pending"]
+    assert [one.call() for one in history.named("new")] == [call]
+    call.run()
+    del call
+    assert repr(CallsTable(history)).splitlines()[1].split()[:2] == ["new", "finished"]
+
+
 def test_names_in_the_table_are_escaped() -> None:
     history = History()
     call = called(returning(1), name="<script>")

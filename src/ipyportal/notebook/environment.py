@@ -103,7 +103,7 @@ class Report:
             ("packages", ", ".join(packages)),
             (
                 "the loop of this thread",
-                "none runs" if loop is None else f"{type(loop).__module__}.{type(loop).__name__}",
+                "none runs" if loop is None else patching.loop_name(loop),
             ),
             ("a waiting cell is", f"{_suspended(environment)}: {why}"),
             ("widgets meanwhile", _widgets(environment)),
