@@ -206,7 +206,7 @@ containers = st.recursive(
 )
 
 
-@some
+@settings(some, max_examples=25)
 @given(containers)
 def test_small_containers_are_shown_as_their_repr(value: Any) -> None:
     shown = short_repr(value)

@@ -207,7 +207,7 @@ class PortalMagics(Magics):
         """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear``.
 
         Of those launched with submit() and %%background. The last hundred finished ones are remembered,
-        without their results.
+        without their results. NAME is what the list shows; in quotes, if it is ``all``.
         """
         action, name = (*line.strip().split(maxsplit=1), "", "")[:2]  # no more of it is parsed: a name is any text
         options = self._parse(self.calls, action)
