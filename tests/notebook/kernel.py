@@ -25,7 +25,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -191,6 +191,7 @@ class Kernel:
         self._requests: dict[str, Pending] = {}
         self._outbox: deque[tuple[str, Message]] = deque()
         self._stopping = False
+        self._reads_output = True
 
     # Life
 
@@ -428,6 +429,17 @@ class Kernel:
                     raise problem
                 self._arrival.wait(min(left, LIVENESS_INTERVAL))
 
+    @contextlib.contextmanager
+    def unread(self) -> Iterator[None]:
+        """A block in which nothing is read of what the kernel publishes: output, and "idle"."""
+        self._reads_output = False
+        self._wake.send(b"x")
+        try:
+            yield
+        finally:
+            self._reads_output = True
+            self._wake.send(b"x")
+
     # The pump
 
     def _send(self, channel: str, message: Message) -> None:
@@ -444,7 +456,10 @@ class Kernel:
         while not self._stopping:
             if wake.fileno() in dict(poller.poll()):
                 wake.recv(4096)
-            for channel_socket in sockets.values():
+            poller.modify(sockets["iopub"], zmq.POLLIN if self._reads_output else 0)
+            for channel, channel_socket in sockets.items():
+                if channel == "iopub" and not self._reads_output:
+                    continue
                 while (message := session.recv(channel_socket, zmq.NOBLOCK)[1]) is not None:
                     self._take(message)
             while self._outbox:

@@ -16,7 +16,7 @@ import pytest
 
 from ipyportal.concurrency import Call, EventLoopThread
 from ipyportal.concurrency.calls import current_call
-from ipyportal.notebook.display import CallsTable, CallView
+from ipyportal.notebook.display import CallsTable, CallView, _pause
 from ipyportal.notebook.history import History, Launched
 
 FOLDER = Path(__file__).parent / "snapshots"
@@ -267,6 +267,15 @@ def test_elapsed_times_read_well(seconds: float, text: str) -> None:
     call = called(returning(None))
     launched = Launched(call.name, "", None, weakref.ref(call), begun=0.0, ended=seconds)
     assert CallView(call, launched).text() == f"✓ job: finished · {text}"
+
+
+def test_a_card_is_updated_the_less_often_the_longer_its_call_runs() -> None:
+    elapsed, updates = 0.0, 0
+    while elapsed < 24 * 3600:
+        elapsed += _pause(elapsed)
+        updates += 1
+    assert _pause(59) == 1
+    assert updates < 600
 
 
 def test_the_history_keeps_a_hundred_finished_calls_and_none_of_their_results() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Any
@@ -46,12 +47,14 @@ def _swap_class(sink: Any, mixin: type) -> Callable[[], None]:
     sink._latest_parent = latest
 
     def put_back() -> None:
+        if vars(sink).get("_written"):
+            sink.flush()
         latest = sink._latest_parent
         sink.__class__ = original
         del sink._latest_parent
-        for name in ("_written_for", "_write_lock"):
-            vars(sink).pop(name, None)
         sink.parent_header = latest
+        for _, string in vars(sink).pop("_written", ()):  # the thread that sends is held up
+            sink.write(string)
 
     return put_back
 
@@ -71,15 +74,21 @@ class _AttributedPublisher:
 
 
 class _AttributedStream(_AttributedPublisher):
-    """A stream of ipykernel 6.17. Its one buffer, which another thread sends, is sent before the parent changes."""
+    """A stream of ipykernel 6.17, whose one buffer another thread sends, for one parent.
 
-    _written_for: Any = None
+    What is written is kept with its parent, and gets into the buffer in that thread. Nobody who writes waits for it: it
+    may be held up.
+    """
+
+    _sent_for: Any = None
     pub_thread: Any
+    _is_master_process: Callable[[], bool]
+    _schedule_flush: Callable[[], None]
 
     @property
     def parent_header(self) -> Any:
-        if self._written_for is not None and threading.current_thread() is self.pub_thread.thread:
-            return self._written_for
+        if self._sent_for is not None and threading.current_thread() is self.pub_thread.thread:
+            return self._sent_for
         parent = _parent.get()
         return self._latest_parent if parent is None else parent
 
@@ -88,12 +97,27 @@ class _AttributedStream(_AttributedPublisher):
         self._latest_parent = value
         _parent.set(value)
 
-    def write(self, string: str) -> Any:
-        parent = self.parent_header
-        lock = vars(self).setdefault("_write_lock", threading.RLock())
-        with lock:
-            if self._written_for is not parent:
-                if self._written_for is not None:
-                    self.flush()  # type: ignore[attr-defined]
-                self._written_for = parent
+    def write(self, string: Any) -> Any:
+        if not isinstance(string, str) or self.pub_thread is None or not self._is_master_process():
             return super().write(string)  # type: ignore[misc]
+        vars(self).setdefault("_written", deque()).append((self.parent_header, string))
+        self._schedule_flush()
+        return len(string)
+
+    def _flush(self) -> None:
+        # This comes first, for it lets the next write ask for another flush: what is written while we look below is
+        # either seen there, or has been asked for.
+        super()._flush()  # type: ignore[misc]
+        if not self._is_master_process():
+            return  # what had been written when this process was forked is its parent's
+        written = vars(self).get("_written", ())
+        try:
+            while written:
+                parent, string = written.popleft()
+                if self._sent_for is not parent:
+                    super()._flush()  # type: ignore[misc]
+                    self._sent_for = parent
+                super().write(string)  # type: ignore[misc]
+            super()._flush()  # type: ignore[misc]
+        finally:
+            self._sent_for = None

@@ -12,11 +12,12 @@ from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.texts import one_line, place_name, short_repr, type_name
 from ipyportal.concurrency.threads import get_global_loop
 from ipyportal.notebook.history import History, Launched, as_typed
+from ipyportal.notebook.kernel import on_output_thread
 
 __all__ = ["CallView", "CallsTable"]
 
 INTERVAL = 1.0
-"""Seconds between two looks at a call whose card is shown."""
+"""Seconds between two looks at a call whose card is shown, in its first minute; see `_pause`."""
 
 _COLOURS = {
     State.PENDING: "var(--jp-ui-font-color2, #666)",
@@ -70,13 +71,49 @@ def _last_line(exc: BaseException) -> str:
         return ""
 
 
+def _pause(elapsed: float) -> float:
+    """Seconds until the next look at a call that has run for so many.
+
+    A server keeps what its frontend does not take, all night if need be: the number of updates grows with the logarithm
+    of the time, to some 500 in a day.
+    """
+    return max(INTERVAL, elapsed / 60)
+
+
+class _Shown:
+    """Something that is displayed in the cell that is running, and can change."""
+
+    def __init__(self, bundle: dict[str, Any]) -> None:
+        from IPython.display import display
+
+        self._handle: Any = display(bundle, raw=True, display_id=True)
+        self._lock = threading.Lock()
+        self._next: dict[str, Any] | None = None
+
+    def update(self, bundle: dict[str, Any]) -> None:
+        """Show something else. From any thread, which does not wait until it is sent.
+
+        Where output is held up, what has not been sent is replaced: there is never more than one to send.
+        """
+        with self._lock:
+            to_be_sent = self._next is not None
+            self._next = bundle
+        if not to_be_sent:
+            on_output_thread(self._send)
+
+    def _send(self) -> None:
+        with self._lock:
+            bundle, self._next = self._next, None
+        self._handle.update(bundle, raw=True)
+
+
 class CallView:
     """The views of one call. All that comes from the user is a short printable line by `texts`, and escaped in HTML."""
 
     def __init__(self, call: Call[Any], launched: Launched | None) -> None:
         self._call = call
         self._launched = launched
-        self._handle: Any = None
+        self._shown: _Shown | None = None
         self._button: _CancelButton | None = None
 
     def _facts(self, outcome: str) -> list[str]:
@@ -131,11 +168,9 @@ class CallView:
 
     def show(self) -> None:
         """Show a card in the cell that is running."""
-        from IPython.display import display
-
         if _in_kernel():
             self._button = _CancelButton.of(self._call)
-        self._handle = display(self.bundle(), raw=True, display_id=True)
+        self._shown = _Shown(self.bundle())
         if self._button is not None:
             self._button.show()
 
@@ -145,13 +180,15 @@ class CallView:
         A terminal, where nothing that was shown can change, gets one more line, at the end.
         """
         self._launched = launched
+        shown = self._shown
+        assert shown is not None
         lock = threading.Lock()
 
         def update() -> None:
             # What is looked at first is shown first: two threads come here when the call ends, and the last word
             # must not be that it runs.
             with lock:
-                self._handle.update(self.bundle(), raw=True)
+                shown.update(self.bundle())
 
         def over(_: object) -> None:
             if follower is not None:
@@ -163,7 +200,7 @@ class CallView:
         async def follow() -> None:
             while not self._call.done():
                 update()
-                await asyncio.sleep(INTERVAL)
+                await asyncio.sleep(_pause(0.0 if launched is None else launched.elapsed))
 
         follower: Call[None] | None = None
         if _in_kernel():
@@ -189,7 +226,7 @@ class _CancelButton:
         self._button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
         self._button.on_click(lambda _: call.cancel())
         self._instead = f"to cancel it: {_how_to_cancel(call)}"
-        self._handle: Any = None
+        self._shown: _Shown | None = None
 
     @classmethod
     def of(cls, call: Call[Any]) -> _CancelButton | None:
@@ -202,18 +239,16 @@ class _CancelButton:
 
     def show(self) -> None:
         """Show it in the cell that is running."""
-        from IPython.display import display
-
         view = {"version_major": 2, "version_minor": 0, "model_id": self._button.model_id}
-        bundle = {"text/plain": self._instead, "application/vnd.jupyter.widget-view+json": view}
-        self._handle = display(bundle, raw=True, display_id=True)
+        self._shown = _Shown({"text/plain": self._instead, "application/vnd.jupyter.widget-view+json": view})
 
     def remove(self) -> None:
         """Take it away. From any thread."""
         for widget in (self._button, self._button.layout, self._button.style):  # ipywidgets keeps open ones for good
             widget.close()
         # A notebook is stored without its widgets: it would show the text in place of the button.
-        self._handle.update({"text/plain": ""}, raw=True)
+        if self._shown is not None:
+            self._shown.update({"text/plain": ""})
 
 
 class CallsTable:

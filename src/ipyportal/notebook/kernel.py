@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ipyportal.concurrency.deadlines import report
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import greenlets_available, suspendable
 from ipyportal.concurrency.waiters import ThreadInbox
@@ -38,13 +39,36 @@ from ipyportal.notebook.replacing import replace
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["LiveKernel"]
+__all__ = ["LiveKernel", "on_output_thread"]
 
 T = TypeVar("T")
 
 _COMMS = ("comm_open", "comm_msg", "comm_close")
 
 _INTERRUPTED = compile("raise KeyboardInterrupt", "<the stop button>", "exec")
+
+
+def on_output_thread(function: Callable[[], object]) -> None:
+    """Call `function` in the kernel's thread that sends output, when what was printed before is sent. From any thread.
+
+    For what displays or flushes: elsewhere that waits for that thread, up to 10 seconds for each stream, which on an
+    event loop would hold up all its calls. Where there is no such thread, `function` is called at once.
+    """
+    from IPython import get_ipython
+
+    thread = getattr(getattr(get_ipython(), "kernel", None), "iopub_thread", None)
+    if thread is None:
+        function()
+        return
+    context = contextvars.copy_context()
+
+    def call() -> None:
+        try:
+            context.run(function)
+        except Exception as exc:  # noqa: BLE001 - it would keep back what others send
+            report(exc, "what was to be displayed could not be")
+
+    thread.schedule(call)
 
 
 class _Cell(CoroutineWrapper[Any]):
@@ -332,6 +356,10 @@ class LiveKernel:
         except KeyboardInterrupt:
             kernel.log.error("KeyboardInterrupt in a comm handler")
         finally:
-            sys.stdout.flush()  # what it printed comes before its "idle"
-            sys.stderr.flush()
-            kernel._publish_status("idle", "shell", parent=message)
+
+            def publish_idle() -> None:
+                sys.stdout.flush()  # what it printed comes before its "idle"
+                sys.stderr.flush()
+                kernel._publish_status("idle", "shell", parent=message)
+
+            on_output_thread(publish_idle)
