@@ -361,12 +361,12 @@ class PatchSwitch:
     """One user of the patch, which it turns on and off: ``%portal patch``."""
 
     def __init__(self) -> None:
-        self._on = False
+        self.on = False
 
     def switch(self, on: bool) -> None:
         """Turn it on or off. Twice is once."""
-        if on is not self._on:
-            self._on = on
+        if on is not self.on:
+            self.on = on
             (_enter if on else _leave)()
 
 

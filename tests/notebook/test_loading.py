@@ -98,6 +98,25 @@ def test_reloading_works_and_unloading_undoes_it(kernel: Kernel) -> None:
     assert kernel.execute("changed(before, state())").result == "{}"
 
 
+def test_reloading_keeps_what_was_set_and_says_so(kernel: Kernel) -> None:
+    kernel.value(STATE)
+    kernel.value("%load_ext ipyportal")
+    assert kernel.execute("%reload_ext ipyportal").stdout == ""
+    kernel.value("%portal patch on\n%portal await off\n%portal route loop")
+    for _ in range(2):
+        said = kernel.execute("%reload_ext ipyportal").stdout
+        assert said == "ipyportal: still %portal await off, %portal patch on\n"
+        assert kernel.value("import asyncio, ipyportal\nipyportal.patching.patched()") is True
+        assert "SyntaxError" in str(kernel.execute("%time await asyncio.sleep(0)").error)
+        assert kernel.value("ipyportal.get_route()") == "loop"
+    # Who unloads it has turned it off.
+    kernel.value("%portal route rule\n%unload_ext ipyportal")
+    assert kernel.execute("changed(before, state())").result == "{}"
+    assert kernel.execute("%load_ext ipyportal").stdout == ""
+    assert kernel.value("ipyportal.patching.patched()") is False
+    assert kernel.value("%time await asyncio.sleep(0, 'timed')") == "timed"
+
+
 def test_unloading_brings_back_magics_of_the_same_name(kernel: Kernel) -> None:
     kernel.value("""
         from IPython.core.magic import register_cell_magic, register_line_magic

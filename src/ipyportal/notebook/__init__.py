@@ -94,6 +94,23 @@ class Extension(sync.Host):
             self._undo.pop()()
         concurrency.shutdown()
 
+    def settings(self) -> dict[str, bool]:
+        """What ``%portal`` has set that an unloading takes away."""
+        return {"await": self.timing.on, "patch": self.patch.on}
+
+    def put_back(self, settings: dict[str, bool]) -> None:
+        """Set what was set before a reload, and say so."""
+        kept = [name for name, on in settings.items() if on != self.settings()[name]]
+        for name in kept:
+            self.switch(name, settings[name])
+        if kept:
+            said = ", ".join(f"%portal {name} {'on' if settings[name] else 'off'}" for name in kept)
+            print(f"ipyportal: still {said}")  # noqa: T201 - a magic's answer
+
+    def switch(self, name: str, on: bool) -> None:
+        """Turn ``%portal await`` or ``%portal patch`` on or off. Twice is once."""
+        (self.timing if name == "await" else self.patch).switch(on)
+
     def launched(self, call: Call[Any]) -> Launched:
         return self.history.add(call, cell_number(self.shell))
 
@@ -135,20 +152,27 @@ def _add_completions(shell: InteractiveShell) -> Callable[[], object]:
 
 
 _loaded: Extension | None = None
+_left: tuple[int, dict[str, bool]] | None = None
+"""The number of the cell that has unloaded the extension, and its settings."""
 
 
 def load(shell: InteractiveShell) -> None:
     """Load the extension into `shell`. In the kernel's thread."""
-    global _loaded
+    global _loaded, _left
     if _loaded is None:
         extension = Extension(shell)
         extension.load()
-        _loaded = extension
+        _loaded, left, _left = extension, _left, None
+        # A %reload_ext unloads and loads: who has it in the first cell of a notebook, and runs that again, has turned
+        # nothing off. Who has typed %unload_ext in an earlier cell has.
+        if left is not None and left[0] == cell_number(shell):
+            extension.put_back(left[1])
 
 
 def unload(shell: InteractiveShell) -> None:
     """Undo `load`, and end the engine's threads; what they run is cancelled."""
-    global _loaded
+    global _loaded, _left
     extension, _loaded = _loaded, None
     if extension is not None:
+        _left = cell_number(shell), extension.settings()
         extension.unload()

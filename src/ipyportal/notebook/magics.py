@@ -253,8 +253,7 @@ class PortalMagics(Magics):
         if options.what in ("await", "patch"):
             if options.value not in ("on", "off"):
                 raise UsageError(f"%portal {options.what} needs on or off")
-            thing = self._extension.timing if options.what == "await" else self._extension.patch
-            thing.switch(options.value == "on")
+            self._extension.switch(options.what, options.value == "on")
             return None
         return self._extension.report()
 

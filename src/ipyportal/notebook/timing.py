@@ -32,6 +32,11 @@ class AwaitInMagics:
         self._originals: dict[tuple[str, str], Any] = {}
         self._numbers = itertools.count(1)
 
+    @property
+    def on(self) -> bool:
+        """Whether our magics stand in front."""
+        return bool(self._originals)
+
     def switch(self, on: bool) -> None:
         """Put our magics in front, or take them away. Twice is once."""
         table = self._shell.magics_manager.magics
