@@ -94,6 +94,35 @@ def test_portal_says_that_this_is_a_terminal(shared: Terminal) -> None:
     assert "terminal IPython" in shared.run("%portal")
 
 
+def test_what_portal_says_is_what_a_line_with_await_does(shared: Terminal) -> None:
+    pytest.importorskip("greenlet")
+    shared.run("async def where(): return threading.current_thread().name\n")
+    waits = "(await asyncio.sleep(0), ipyportal.run(where()), asyncio.run(where()))"
+    shared.run("import ipyportal")
+
+    said = shared.run("%portal")
+    assert "blocked: no loop runs; in a line with await one does, and is blocked, too: %portal patch on" in said
+    assert "works, for no loop runs; in a line with await: %portal patch on" in said
+    shared.run("ipyportal.sync._warned = False")
+    said = shared.run("(await asyncio.sleep(0), ipyportal.run(where()))")
+    assert "run() blocks the event loop that runs in this thread" in said
+    assert "Type await; or %portal patch on, in an earlier line" in said
+    assert "'ipyportal-loop'" in said
+    assert "asyncio.run() cannot be called from a running event loop" in shared.run(waits)
+
+    shared.run("%portal patch on")
+    try:
+        said = shared.run("%portal")
+        assert "blocked: no loop runs; in a line with await one does, and goes on" in said
+        assert "on the EventLoopThread; in a line with await on its own loop" in said
+        assert re.search(r"works, for no loop runs; in a line with await: .* suspend their callers", said)
+        assert re.search(r"\(None, 'MainThread', 'ipyportal-thread-\d+'\)", shared.run(waits))
+        assert "'MainThread'" in shared.run("asyncio.run(where())")
+        assert "'ipyportal-loop'" in shared.run("ipyportal.run(where())")
+    finally:
+        shared.run("%portal patch off")
+
+
 def test_after_unload_they_are_gone(tmp_path: Path) -> None:
     terminal = Terminal(tmp_path)
     try:

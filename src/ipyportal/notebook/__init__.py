@@ -124,6 +124,8 @@ class Extension(sync.Host):
                 "The cell that loads the extension cannot be, later ones can; nor can tasks and callbacks of the loop "
                 "that are not a cell's: use await there"
             )
+        if self.environment.kernel is None:
+            return "Type await; or %portal patch on, in an earlier line: then a line with await can be suspended"
         return f"It could be, but {self.environment.why_not}"
 
     def interrupted(self) -> bool:

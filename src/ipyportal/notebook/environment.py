@@ -67,7 +67,7 @@ def detect(shell: InteractiveShell | None) -> Environment:
     kernel = getattr(shell, "kernel", None)
     if kernel is None:
         kind = Kind.SCRIPT if shell is None else Kind.TERMINAL
-        return Environment(kind, None, False, f"this is {kind.value}: no loop runs while code runs", ())
+        return Environment(kind, None, False, "no loop runs", ())
     why_not = ""
     if not greenlets_available():
         why_not = "the package greenlet is not installed"
@@ -95,7 +95,6 @@ class Report:
             for package in ("ipython", "ipykernel", "ipywidgets", "greenlet", "uvloop")
             if (version := version_of(package))
         ]
-        why = environment.why_not or "the loop goes on"
         frontend = _frontend()
         return [
             ("this is", environment.kind.value if frontend is None else f"{environment.kind.value}, {frontend}"),
@@ -105,16 +104,16 @@ class Report:
                 "the loop of this thread",
                 "none runs" if loop is None else patching.loop_name(loop),
             ),
-            ("a waiting cell is", f"{_suspended(environment)}: {why}"),
+            ("a waiting cell is", f"{_suspended(environment)}: {_why(environment)}"),
             ("widgets meanwhile", _widgets(environment)),
             ("subshells", _subshells(environment)),
             (
                 "calls run",
-                f"by the rule{_HERE if environment.can_suspend else _LOOP}"
+                f"by the rule{_HERE if environment.can_suspend else _LOOP}{_in_a_line_that_awaits(environment)}"
                 if sync.get_route() is None
                 else f"on {_route()}",
             ),
-            ("asyncio.run()", patching.report()),
+            ("asyncio.run()", _asyncio_run(environment)),
             ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
             (
@@ -162,6 +161,34 @@ def _frontend() -> str | None:
 
 def _suspended(environment: Environment) -> str:
     return "suspended" if environment.can_suspend else "blocked"
+
+
+def _why(environment: Environment) -> str:
+    if environment.kind is not Kind.TERMINAL:
+        return environment.why_not or "the loop goes on"
+    if _suspends_in_a_terminal():
+        return "no loop runs; in a line with await one does, and goes on"
+    how = "%portal patch on" if greenlets_available() else "pip install greenlet, and %portal patch on"
+    return f"no loop runs; in a line with await one does, and is blocked, too: {how}"
+
+
+def _suspends_in_a_terminal() -> bool:
+    """Whether a line of terminal IPython with ``await`` can be suspended: as any task, while asyncio is patched."""
+    return patching.patched() and greenlets_available()
+
+
+def _in_a_line_that_awaits(environment: Environment) -> str:
+    if environment.kind is Kind.TERMINAL and _suspends_in_a_terminal():
+        return "; in a line with await on its own loop"
+    return ""
+
+
+def _asyncio_run(environment: Environment) -> str:
+    if environment.kind is not Kind.TERMINAL:
+        return patching.report()
+    if not patching.patched():
+        return "works, for no loop runs; in a line with await: %portal patch on"
+    return f"works, for no loop runs; in a line with await: {patching.report()}"
 
 
 def _widgets(environment: Environment) -> str:
