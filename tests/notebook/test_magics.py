@@ -333,6 +333,55 @@ def test_thread_refuses_await_before_anything_runs(shared: Kernel) -> None:
     assert shared.value("'ran_in_thread' in globals()") is False
 
 
+BUSY = {
+    # What keeps the thread busy, as it is told; those that are cells are stopped, while their code is blocked in C.
+    "a cell": ("%%thread --name busy\nprint('begun')\nheld()", r"%%thread of In \[\d+\], for \d+\.\d s"),
+    "submit": (
+        "job = submit(held, on=get_worker_thread('busy'))\nprint('begun')",
+        r"held of In \[\d+\], for \d+\.\d s",
+    ),
+    "run": ("run(held, on=get_worker_thread('busy'))", "held"),
+}
+
+
+@pytest.mark.parametrize("way", BUSY)
+def test_a_cell_that_waits_for_a_busy_thread_says_so(shared: Kernel, way: str) -> None:
+    code, told = BUSY[way]
+    shared.value("""
+        from ipyportal import get_worker_thread
+        from ipyportal.notebook import magics
+        go, blocked = threading.Lock(), threading.Event()
+        go.acquire()
+        def held():
+            print("begun")
+            blocked.set()
+            go.acquire()  # in C: no interrupt of a thread gets there
+        patience, magics.PATIENCE = magics.PATIENCE, 0
+    """)
+    try:
+        holding = shared.begin(code)
+        if way != "submit":
+            shared.interrupt()
+            error = holding.reply().error
+            assert error is not None
+            assert error.ename == "KeyboardInterrupt"
+        assert shared.value("blocked.wait(5)")
+        waiting = shared.begin("%%thread --name busy\n'ran'")
+        assert re.fullmatch(
+            rf"the thread 'busy' is busy: it runs {told}; this cell runs when that is over\n", waiting.stdout_so_far()
+        )
+        assert not waiting.done()
+        shared.interrupt()
+        assert waiting.reply().error is not None
+        shared.value("go.release()")
+        # Nothing is said where there is nothing to wait for.
+        assert shared.value("run(threading.get_ident, on=get_worker_thread('busy')) > 0")
+        reply = shared.execute("%%thread --name busy\n'ran'")
+        assert (reply.result, reply.stdout) == ("'ran'", "")
+    finally:
+        shared.value("magics.PATIENCE = patience")
+
+
 # --- errors ----------------------------------------------------------------------------------------------------------
 
 

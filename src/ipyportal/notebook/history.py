@@ -69,6 +69,7 @@ class History:
         self._lock = threading.Lock()
         self._running: list[Launched] = []
         self._finished: deque[Launched] = deque(maxlen=self.LENGTH)
+        self._noted: weakref.WeakKeyDictionary[Call[Any], Launched] = weakref.WeakKeyDictionary()
 
     def add(self, call: Call[Any], cell: int | None) -> Launched:
         where = "" if call.portal is None else place_name(call.portal)
@@ -85,6 +86,11 @@ class History:
 
         call._when_done(over)
         return launched
+
+    def note(self, call: Call[Any], cell: int | None) -> None:
+        """Have `of` know a call that is not in the table: one that a cell waits for."""
+        with self._lock:
+            self._noted[call] = Launched(call.name, "", cell, weakref.ref(call))
 
     def __iter__(self) -> Iterator[Launched]:
         """The finished ones, oldest first, then those that run."""
@@ -108,7 +114,8 @@ class History:
         for launched in self:
             if launched.call() is call:
                 return launched
-        return None
+        with self._lock:
+            return self._noted.get(call)
 
     def clear(self) -> None:
         """Forget the finished ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import inspect
 import keyword
 import re
@@ -15,14 +16,15 @@ from IPython.core.magic import Magics, line_magic, magics_class, needs_local_sco
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
 from ipyportal import sync
-from ipyportal.concurrency.calls import Call
-from ipyportal.concurrency.deadlines import check_timeout
+from ipyportal.concurrency.calls import Call, current_call
+from ipyportal.concurrency.deadlines import Timer, check_timeout, clock
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.texts import one_line, short_repr
-from ipyportal.concurrency.threads import get_worker_thread
+from ipyportal.concurrency.threads import WorkerThread, get_worker_thread
 from ipyportal.notebook.cells import Body, cell_number
-from ipyportal.notebook.display import CallsTable, CallView
-from ipyportal.notebook.history import as_typed
+from ipyportal.notebook.display import CallsTable, CallView, _seconds
+from ipyportal.notebook.history import History, as_typed
+from ipyportal.notebook.kernel import on_output_thread
 from ipyportal.sync import run
 
 if TYPE_CHECKING:
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from ipyportal.notebook import Extension
 
 __all__ = ["PortalMagics", "completions"]
+
+PATIENCE = 1.0
+"""Seconds for which a cell waits for a thread that is busy without saying so."""
 
 _ROUTES = ("kernel", "loop", "thread")
 _OPTION = re.compile(r"\s*(-t|--timeout|--on|--as|--name)(?:\s+|=)(\S+)")
@@ -188,13 +193,27 @@ class PortalMagics(Magics):
         body = Body(self._shell, cell)
         if body.is_async:
             raise UsageError("%%thread runs synchronous code: await belongs to %%await or %%background")
-        on: Any = "thread"
-        if options.name is not None:
-            name = options.name.strip("\"'")
-            if not name:
-                raise UsageError("--name needs a name")
-            on = get_worker_thread(name)
-        return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on=on))
+        if options.name is None:
+            return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on="thread"))
+        name = options.name.strip("\"'")
+        if not name:
+            raise UsageError("--name needs a name")
+        worker = get_worker_thread(name)
+        number = cell_number(self._shell)
+
+        def run_sync() -> Any:
+            __tracebackhide__ = True
+            if (call := current_call()) is not None:
+                self._extension.history.note(call, number)
+            return body.run_sync()
+
+        work = _named(run_sync, "%%thread")
+        reminder = _say_if_busy(worker, name, work, self._extension.history)
+        try:
+            return body.shown(run(work, timeout=timeout, on=worker))
+        finally:
+            if reminder is not None:
+                clock.cancel(reminder)
 
     # --- looking -----------------------------------------------------------------------------------------------------
 
@@ -271,6 +290,25 @@ def _named(function: Callable[[], Any], name: str) -> Any:
 
     call.__name__ = call.__qualname__ = name
     return call
+
+
+def _say_if_busy(worker: WorkerThread, name: str, work: Any, history: History) -> Timer | None:
+    """If `worker` is busy, and still is after `PATIENCE`, have a line say with what; what is given can be cancelled."""
+
+    def say() -> None:
+        call = worker._current
+        if call is None or call.fn is work:
+            return
+        what = call.name
+        if (launched := history.of(call)) is not None:
+            cell = "" if launched.cell is None else f" of In [{launched.cell}]"
+            what += f"{cell}, for {_seconds(launched.elapsed)}"
+        print(f"the thread {name!r} is busy: it runs {what}; this cell runs when that is over")  # noqa: T201
+
+    if worker._current is None:  # as nearly always: then the engine's clock is not troubled
+        return None
+    context = contextvars.copy_context()  # of the cell, in which it is said
+    return clock.remind(PATIENCE, lambda: context.run(on_output_thread, say))
 
 
 def _line_in_cell(namespace: dict[str, Any]) -> int:
