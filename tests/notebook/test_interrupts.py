@@ -335,6 +335,44 @@ def test_a_second_interrupt_ends_an_async_cell_whose_clean_up_takes_long(shared:
     assert_nothing_is_left(shared)
 
 
+# What an asynchronous cell does when it is cancelled, and how often the stop button is pressed then. `never` is a
+# future that nobody sets.
+CLEAN_UPS = {
+    "awaits": ("await never", 1),
+    "awaits what cannot be cancelled": ("await asyncio.shield(never)", 1),
+    "awaits a group": ("async with asyncio.TaskGroup() as group: group.create_task(asyncio.sleep(60))", 1),
+    "awaits within a time-out": ("async with asyncio.timeout(60): await asyncio.sleep(60)", 1),
+    "blocks": ("time.sleep(60)", 1),
+    "computes": ("while True: pass", 1),
+    "cleans up itself": ("await work()", 1),
+    "will not end": (
+        "for n in range(3):\n"
+        "        try: await asyncio.sleep(60)\n"
+        "        except asyncio.CancelledError: print('will not')",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("clean_up", CLEAN_UPS)
+def test_pressed_again_it_ends_the_clean_up_of_an_async_cell(shared: Kernel, clean_up: str) -> None:
+    code, presses = CLEAN_UPS[clean_up]
+    shared.value("never = asyncio.get_running_loop().create_future()")
+    pending = shared.begin(
+        f"print('begun')\ntry:\n    await asyncio.sleep(60)\nfinally:\n    print('next')\n    {code}"
+    )
+    shared.interrupt()
+    shared.wait_for(lambda: "next" in pending.stdout_so_far(), 5)
+    for n in range(presses):
+        shared.wait_for(lambda n=n: pending.stdout_so_far().count("will not") == n, 5)
+        shared.interrupt()
+    error = pending.reply(5).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert shared.answers_within(5)
+    assert_nothing_is_left(shared)
+
+
 def test_a_second_interrupt_gives_up_the_clean_up_of_a_call_on_the_loop_thread(shared: Kernel) -> None:
     shared.value("""
         release = threading.Event()
