@@ -344,6 +344,9 @@ CLEAN_UPS = {
     "awaits within a time-out": ("async with asyncio.timeout(60): await asyncio.sleep(60)", 1),
     "blocks": ("time.sleep(60)", 1),
     "computes": ("while True: pass", 1),
+    "waits in run": ("run(work())", 1),
+    "waits for a task": ("run(asyncio.ensure_future(work()))", 1),
+    "waits for the loop thread": ("run(work(), on='loop')", 1),
     "cleans up itself": ("await work()", 1),
     "will not end": (
         "for n in range(3):\n"
@@ -370,6 +373,23 @@ def test_pressed_again_it_ends_the_clean_up_of_an_async_cell(shared: Kernel, cle
     assert error is not None
     assert error.ename == "KeyboardInterrupt"
     assert shared.answers_within(5)
+    assert_nothing_is_left(shared)
+
+
+def test_what_a_clean_up_waits_for_is_cancelled_first_and_given_up_then(shared: Kernel) -> None:
+    # It began after the cell had been cancelled: giving it up would leave work behind that nobody has told to end.
+    shared.value(STUBBORN)
+    pending = shared.begin("print('begun')\ntry: await asyncio.sleep(60)\nfinally: run(stubborn())  # here")
+    time.sleep(0.1)
+    shared.interrupt()
+    time.sleep(0.1)
+    shared.interrupt()
+    shared.wait_for(lambda: "cleaning up" in pending.stdout_so_far(), 5)
+    error = interrupt_now(shared, pending)
+    assert error.ename == "KeyboardInterrupt"
+    assert "goes on with its clean-up" in error.evalue
+    shared.value("go.set()\nNone")
+    shared.wait_for(lambda: "cleaned up" in pending.stdout_so_far(), 5)
     assert_nothing_is_left(shared)
 
 

@@ -80,9 +80,10 @@ class _Proxy(asyncio.Future[None]):
     clean up, and a coroutine that is cleaning up may wait for anything.
     """
 
-    def __init__(self, future: asyncio.Future[Any]) -> None:
+    def __init__(self, future: asyncio.Future[Any], begun: int) -> None:
         super().__init__(loop=future.get_loop())
         self.future = future
+        self.begun = begun  # after so many stops
         self.abandoned = False
         future.add_done_callback(self._settle)
 
@@ -190,7 +191,7 @@ def drop_idle_greenlets() -> None:
 class Suspendable(CoroutineWrapper[T]):
     """A coroutine in whose steps synchronous code can be suspended. Give it to a task in place of `coro`."""
 
-    __slots__ = ("_asked_to_stop", "_depth", "_greenlet", "_kept", "_proxy", "_root", "_task")
+    __slots__ = ("_asked_to_stop", "_depth", "_greenlet", "_kept", "_proxy", "_root", "_stops", "_task")
 
     def __init__(self, coro: Coroutine[Any, Any, T] | None) -> None:
         self._inner = coro
@@ -200,6 +201,7 @@ class Suspendable(CoroutineWrapper[T]):
         self._task: asyncio.Task[Any] | None = None
         self._depth = 0  # of the thread's stack, below the present step
         self._asked_to_stop = False
+        self._stops = 0  # how often it was asked
         self._proxy: _Proxy | None = None
 
     @property
@@ -219,6 +221,7 @@ class Suspendable(CoroutineWrapper[T]):
     def stop(self) -> None:
         """Cancel the task, whose suspended wait can from now on be abandoned. In the loop's thread."""
         self._asked_to_stop = True
+        self._stops += 1
         if self._task is not None:
             self._task.cancel()
 
@@ -230,9 +233,10 @@ class Suspendable(CoroutineWrapper[T]):
         """End the suspended wait with KeyboardInterrupt; what it waits for goes on. In the loop's thread.
 
         Returns:
-            False if there is no such wait.
+            False if there is no such wait; or if it began, in a clean-up, after the last `stop`: nobody has told it to
+            end, which another `stop` does.
         """
-        return self._proxy is not None and self._proxy.abandon()
+        return self._proxy is not None and self._proxy.begun < self._stops and self._proxy.abandon()
 
     def send(self, value: Any) -> Any:
         return self._step(self._inner.send, value)
@@ -295,7 +299,7 @@ class Suspendable(CoroutineWrapper[T]):
         finally:
             del error, answer, traceback, root  # see `_run_steps`
 
-    def _wait(self, yielded: Any, steps: Any) -> Any:
+    def _wait(self, yielded: Any, steps: Any, begun: int) -> Any:
         """Leave the greenlet that calls this as it stands, until the loop answers to `yielded`."""
         __tracebackhide__ = True
         proxy: _Proxy | None = None
@@ -306,7 +310,7 @@ class Suspendable(CoroutineWrapper[T]):
             and yielded.get_loop() is asyncio._get_running_loop()
         ):
             yielded._asyncio_future_blocking = False
-            proxy = _Proxy(yielded)
+            proxy = _Proxy(yielded, begun)
             proxy._asyncio_future_blocking = True
             yielded = proxy
         taken: list[Interruptible] = interruptible_thread().suspend(self._depth)
@@ -340,11 +344,12 @@ class Suspendable(CoroutineWrapper[T]):
     def drive(self, steps: Any) -> Any:
         """Run a coroutine to its end, suspending the code that calls this wherever it waits."""
         __tracebackhide__ = True
+        begun = self._stops
         try:
             yielded = steps.send(None)
             while True:
                 try:
-                    answer = self._wait(yielded, steps)
+                    answer = self._wait(yielded, steps, begun)
                 except WaitAbandoned as abandoned:
                     interrupt = KeyboardInterrupt(*abandoned.args)
                     interrupt.task = abandoned.task  # type: ignore[attr-defined]  # what goes on, for who wants it
