@@ -34,6 +34,7 @@ from typing import Any, Self
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
+from zmq.utils.monitor import recv_monitor_message
 
 __all__ = ["Error", "Kernel", "KernelDied", "Message", "Pending", "Reply"]
 
@@ -192,6 +193,7 @@ class Kernel:
         self._outbox: deque[tuple[str, Message]] = deque()
         self._stopping = False
         self._reads_output = True
+        self._can_be_asked = False
 
     # Life
 
@@ -219,17 +221,28 @@ class Kernel:
         sockets = {
             "shell": self._manager.connect_shell(identity=identity),
             "control": self._manager.connect_control(identity=identity),
-            "stdin": self._manager.connect_stdin(identity=identity),
+            "stdin": self._stdin_socket(identity),
             "iopub": self._manager.connect_iopub(),
         }
-        self._pump_thread = threading.Thread(target=self._pump, args=(sockets, wake), name="kernel pump", daemon=True)
-        self._pump_thread.start()
+        # Watched before it connects, so that no event is missed.
+        events = sockets["stdin"].get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+        sockets["stdin"].connect(f"{self._manager.transport}://{self._manager.ip}:{self._manager.stdin_port}")
+        pump = threading.Thread(target=self._pump, args=(sockets, events, wake), name="kernel pump", daemon=True)
+        self._pump_thread = pump
+        pump.start()
         try:
             self._wait_until_ready()
         except BaseException:
             self.shutdown(now=True)
             raise
         return self
+
+    def _stdin_socket(self, identity: bytes) -> zmq.Socket[bytes]:
+        assert self._manager is not None
+        stdin = self._manager.context.socket(zmq.DEALER)
+        stdin.linger = 1000
+        stdin.identity = identity
+        return stdin
 
     def shutdown(self, *, now: bool = False) -> None:
         """Ask the kernel to end, kill it if it does not within five seconds (`now`: at once)."""
@@ -446,16 +459,23 @@ class Kernel:
         self._outbox.append((channel, message))
         self._wake.send(b"x")
 
-    def _pump(self, sockets: dict[str, zmq.Socket[bytes]], wake: socket.socket) -> None:
+    def _pump(
+        self, sockets: dict[str, zmq.Socket[bytes]], events_of_stdin: zmq.Socket[bytes], wake: socket.socket
+    ) -> None:
         """Own the sockets, which one thread alone may use: send, receive and file messages."""
         assert self._manager is not None
         session = self._manager.session
         poller = zmq.Poller()
-        for pollable in (wake, *sockets.values()):
+        for pollable in (wake, events_of_stdin, *sockets.values()):
             poller.register(pollable, zmq.POLLIN)
         while not self._stopping:
             if wake.fileno() in dict(poller.poll()):
                 wake.recv(4096)
+            while events_of_stdin.poll(0):
+                event = recv_monitor_message(events_of_stdin)["event"]
+                with self._arrival:
+                    self._can_be_asked = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+                    self._arrival.notify_all()
             poller.modify(sockets["iopub"], zmq.POLLIN if self._reads_output else 0)
             for channel, channel_socket in sockets.items():
                 if channel == "iopub" and not self._reads_output:
@@ -465,7 +485,8 @@ class Kernel:
             while self._outbox:
                 channel, message = self._outbox.popleft()
                 session.send(sockets[channel], message)
-        for channel_socket in sockets.values():
+        sockets["stdin"].disable_monitor()
+        for channel_socket in (events_of_stdin, *sockets.values()):
             channel_socket.close(linger=0)
         wake.close()
 
@@ -495,6 +516,9 @@ class Kernel:
             with contextlib.suppress(TimeoutError):
                 self.wait_for(question.done, timeout=0.2)
             ready = question.done()
+        # Each socket connects when it comes to try again, stdin maybe last; and the kernel's drops what it is to ask
+        # somebody who has not connected: the cell would wait for ever.
+        self.wait_for(lambda: self._can_be_asked, START_TIMEOUT, what=lambda: "the connection of stdin")
 
 
 class _ThisInterpreter(KernelManager):

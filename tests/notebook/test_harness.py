@@ -7,6 +7,7 @@ import signal
 import sys
 
 import pytest
+import zmq
 
 from .kernel import Kernel, KernelDied
 
@@ -77,6 +78,20 @@ def test_input_is_answered_in_turn(kernel: Kernel) -> None:
     pending = kernel.execute_async("input('a? ') + input('b? ')", answers=["x", "y"])
     assert pending.reply().result == "'xy'"
     assert pending.prompts() == ["a? ", "b? "]
+
+
+class SlowToAnswer(Kernel):
+    """Its stdin tries to connect a second later than the other sockets, when the kernel is up for long."""
+
+    def _stdin_socket(self, identity: bytes) -> zmq.Socket[bytes]:
+        stdin = super()._stdin_socket(identity)
+        stdin.reconnect_ivl = 1500
+        return stdin
+
+
+def test_a_kernel_is_ready_when_it_can_ask() -> None:
+    with SlowToAnswer() as kernel:
+        assert kernel.execute("input('a? ')", 10, answers=["x"]).result == "'x'"
 
 
 def test_a_cell_that_may_not_ask_for_input_fails(kernel: Kernel) -> None:
