@@ -362,7 +362,7 @@ def test_pressed_again_it_ends_the_clean_up_of_an_async_cell(shared: Kernel, cle
     code, presses = CLEAN_UPS[clean_up]
     shared.value("never = asyncio.get_running_loop().create_future()")
     pending = shared.begin(
-        f"print('begun')\ntry:\n    await asyncio.sleep(60)\nfinally:\n    print('next')\n    {code}"
+        f"try:\n    print('begun')\n    await asyncio.sleep(60)\nfinally:\n    print('next')\n    {code}"
     )
     shared.interrupt()
     shared.wait_for(lambda: "next" in pending.stdout_so_far(), 5)
