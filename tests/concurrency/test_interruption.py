@@ -285,3 +285,14 @@ def test_a_loop_in_the_greenlet_of_the_code_itself_is_that_codes_own(cancelled: 
     with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
         greenlet.greenlet(lambda: cancelled(work, begun)).switch()
     assert cleaned == [True]
+
+
+@everywhere
+def test_code_whose_module_has_no_name_is_interrupted(cancelled: Callable[..., Any]) -> None:
+    begun = Gate()
+
+    def work() -> None:
+        exec("begun.set()\nspin()", {"__name__": 5, "begun": begun, "spin": spin})
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(work, begun)

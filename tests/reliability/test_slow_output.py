@@ -13,8 +13,8 @@ import zmq
 
 from tests.notebook.kernel import Kernel
 
-HANG = 8.0
-"""Seconds after which something has waited for the output: ipykernel itself gives that up after 10."""
+HANG = 30.0
+"""Seconds after which something has waited for the output. ipykernel itself would give that up after 10; not here."""
 
 LINES = 5000
 
@@ -30,10 +30,12 @@ PRELUDE = """
         # What is sent from now on waits behind this, in order.
         released.clear()
         sys.stdout.pub_thread.schedule(lambda: released.wait(60))
+        sys.stdout.flush_timeout = sys.stderr.flush_timeout = 600
         try:
             yield
         finally:
             released.set()
+            del sys.stdout.flush_timeout, sys.stderr.flush_timeout
 
     async def double(n):
         await asyncio.sleep(0)
@@ -151,12 +153,12 @@ def test_a_card_waits_for_nothing_and_is_sent_once_when_it_can_be(shared: Kernel
                     await asyncio.sleep(0)
             with held_up():
                 # What has not been sent yet: the follower may be in the middle of one.
-                submit(turn).result(timeout=5)
+                submit(turn).result(timeout=20)
                 before = len(sys.stdout.pub_thread._events)
-                submit(turn).result(timeout=5)
+                submit(turn).result(timeout=20)
                 after = len(sys.stdout.pub_thread._events)
                 go.set()
-                ended = job.result(timeout=5)
+                ended = job.result(timeout=20)
             ended, after - before
             """,
             HANG,

@@ -520,7 +520,8 @@ def _is_delicate(frame: FrameType | None) -> bool:
 
 
 def _module(frame: FrameType) -> str:
-    return frame.f_globals.get("__name__") or ""
+    name = frame.f_globals.get("__name__")
+    return name if isinstance(name, str) else ""  # globals of `exec` may hold anything
 
 
 _DELICATE = frozenset(
