@@ -122,6 +122,9 @@ class Frozen(CallView):
     def __init__(self, view: CallView) -> None:
         self._stored = view.bundle()
 
+    def bundle(self) -> dict[str, str]:
+        return self._stored
+
     def text(self) -> str:
         return self._stored["text/plain"]
 
