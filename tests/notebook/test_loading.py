@@ -117,6 +117,13 @@ def test_reloading_keeps_what_was_set_and_says_so(kernel: Kernel) -> None:
     assert kernel.value("%time await asyncio.sleep(0, 'timed')") == "timed"
 
 
+def test_a_cell_that_is_not_counted_is_told_from_others_too(kernel: Kernel) -> None:
+    for code in ("%load_ext ipyportal\n%portal patch on", "%unload_ext ipyportal", "%load_ext ipyportal"):
+        reply = kernel.request("execute_request", {"code": code, "silent": False, "store_history": False}).reply()
+        assert (reply.status, reply.stdout) == ("ok", "")
+    assert kernel.value("import ipyportal\nipyportal.patching.patched()") is False
+
+
 def test_unloading_brings_back_magics_of_the_same_name(kernel: Kernel) -> None:
     kernel.value("""
         from IPython.core.magic import register_cell_magic, register_line_magic

@@ -18,7 +18,7 @@ from ipyportal import concurrency, sync
 from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.waiters import ThreadInbox
-from ipyportal.notebook.cells import cell_number
+from ipyportal.notebook.cells import cell_number, running_cell
 from ipyportal.notebook.display import register_formatters
 from ipyportal.notebook.environment import Environment, Report, detect
 from ipyportal.notebook.history import History, Launched
@@ -154,8 +154,8 @@ def _add_completions(shell: InteractiveShell) -> Callable[[], object]:
 
 
 _loaded: Extension | None = None
-_left: tuple[int, dict[str, bool]] | None = None
-"""The number of the cell that has unloaded the extension, and its settings."""
+_left: tuple[object, dict[str, bool]] | None = None
+"""The cell that has unloaded the extension, and its settings."""
 
 
 def load(shell: InteractiveShell) -> None:
@@ -167,7 +167,7 @@ def load(shell: InteractiveShell) -> None:
         _loaded, left, _left = extension, _left, None
         # A %reload_ext unloads and loads: who has it in the first cell of a notebook, and runs that again, has turned
         # nothing off. Who has typed %unload_ext in an earlier cell has.
-        if left is not None and left[0] == cell_number(shell):
+        if left is not None and left[0] == running_cell(shell):
             extension.put_back(left[1])
 
 
@@ -176,5 +176,5 @@ def unload(shell: InteractiveShell) -> None:
     global _loaded, _left
     extension, _loaded = _loaded, None
     if extension is not None:
-        _left = cell_number(shell), extension.settings()
+        _left = running_cell(shell), extension.settings()
         extension.unload()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Body", "cell_number", "contains_await", "without_await"]
+__all__ = ["Body", "cell_number", "contains_await", "running_cell", "without_await"]
 
 _FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 # codeop's flag, which IPython's compiler has set for its prompt: with it an unclosed bracket raises another error.
@@ -94,6 +94,13 @@ def cell_number(shell: InteractiveShell) -> int:
     """The number of the cell that is running, as in ``In [3]``. IPython counts on before or after, by its version."""
     manager = shell.history_manager
     return shell.execution_count if manager is None else len(manager.input_hist_raw) - 1
+
+
+def running_cell(shell: InteractiveShell) -> tuple[int, object]:
+    """What tells the cell that is running from others: its number; and its request, for cells that are not counted."""
+    parent = getattr(shell, "parent_header", None)  # a kernel's
+    header = parent.get("header") if isinstance(parent, dict) else None
+    return cell_number(shell), header.get("msg_id") if isinstance(header, dict) else None
 
 
 def _what_is_shown(tree: ast.Module, interactivity: str) -> tuple[list[ast.stmt], ast.stmt | None]:
