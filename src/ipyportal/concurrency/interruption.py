@@ -597,9 +597,10 @@ def _awaits_start(frame: FrameType | None) -> bool:
     """Whether a thread is starting another, and that has not begun to run.
 
     In CPython 3.11 the new one has the identity of the old one until it runs, and would get an exception in its place.
-    It would die of it, and the old one wait for it for ever.
+    It would die of it, and the old one wait for it for ever. In later ones `threading` would count a thread, for good,
+    that was never started.
     """
-    while frame is not None and sys.version_info < (3, 12):
+    while frame is not None:
         if frame.f_code.co_name == "start" and _module(frame) == "threading":
             return frame.f_locals["self"].ident is None
         frame = frame.f_back
