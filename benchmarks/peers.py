@@ -20,14 +20,14 @@ __all__: list[str] = []
 
 @row("floor", "the floor: a bare loop is woken, and wakes", group="peers")
 def floor(stack: ExitStack, calls: int) -> Sides:
-    """A byte in a pipe, which a bare loop answers through a `SimpleQueue` / as before.
+    """A byte in a pipe, which a bare loop answers through a `SimpleQueue` / `run_coroutine_threadsafe` to such a loop.
 
     No context, task or result: nothing that goes to a loop in another thread and back can take less.
     """
-    loop = stack.enter_context(bare_loop())
     reader, writer = os.pipe()
     stack.callback(os.close, reader)
     stack.callback(os.close, writer)
+    loop = stack.enter_context(bare_loop())  # which ends before they are closed
     answers: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     ready = threading.Event()
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from ipyportal.concurrency import Call, EventLoopThread, WorkerThread, cancel_sync_after
+from ipyportal.concurrency.interruption import interruptible_thread
 
-from .helpers import Gate, soon, spin
+from .helpers import Gate, soon, spin, until
 
 LONG = 30.0
 
@@ -296,3 +297,35 @@ def test_code_whose_module_has_no_name_is_interrupted(cancelled: Callable[..., A
 
     with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
         cancelled(work, begun)
+
+
+@everywhere
+def test_an_interrupt_waits_until_a_thread_that_is_being_started_has_begun(
+    cancelled: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The race: the interrupt comes when `threading` has noted a new thread, and has not started it.
+    name = "_start_joinable_thread" if hasattr(threading, "_start_joinable_thread") else "_start_new_thread"
+    start = getattr(threading, name)
+    begun = Gate()
+    ran: list[bool] = []
+    new = threading.Thread(target=ran.append, args=(True,))
+
+    def work() -> None:
+        record = interruptible_thread()
+
+        def start_late(*args: Any, **kwargs: Any) -> Any:
+            if interruptible_thread() is record:
+                begun.set()
+                until(record.owed)
+                for _ in range(10):  # where it would be raised
+                    time.sleep(0.01)
+            return start(*args, **kwargs)
+
+        monkeypatch.setattr(threading, name, start_late)
+        new.start()
+        spin()
+
+    with soon(), pytest.raises((asyncio.CancelledError, concurrent.futures.CancelledError)):
+        cancelled(work, begun)
+    new.join()
+    assert ran == [True]

@@ -379,8 +379,7 @@ class InterruptibleThread:
         clock.remind(_AGAIN, self._send_again)
 
     def _can_be_raised_in(self) -> bool:
-        frame = sys._current_frames().get(self._ident)
-        return not _is_delicate(frame) and not _awaits_start(frame)
+        return not _is_delicate(sys._current_frames().get(self._ident))
 
     def _signal(self) -> None:
         """Send this thread the signal, and again until it is noticed.
@@ -504,6 +503,10 @@ def _is_delicate(frame: FrameType | None) -> bool:
     other is called by the interpreter between two bytecodes, as finalizers and the callbacks of weak references are: it
     has nobody to raise to. An event loop would lose the step of a task that it was about to run, or what it was about
     to make or to close; and who puts a signal's handler back must get to it.
+
+    And while a thread starts another, which has not begun: in CPython 3.11 the new one has the identity of the old one
+    until then, and would get the exception in its place, die of it, and be waited for for ever; in later ones
+    `threading` would count a thread, for good, that was never started.
     """
     if frame is not None and _module(frame).startswith("asyncio."):
         return True
@@ -514,6 +517,8 @@ def _is_delicate(frame: FrameType | None) -> bool:
         if name in ("__init__", "close") and module.startswith("asyncio."):
             return True
         if module == "signal" and name != "sigwait":
+            return True
+        if module == "threading" and name == "start" and frame.f_locals["self"].ident is None:
             return True
         frame = frame.f_back
     return False
@@ -591,20 +596,6 @@ def _wake(loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon_threadsafe(int)
     except RuntimeError:
         pass  # it is closed, and does not sleep
-
-
-def _awaits_start(frame: FrameType | None) -> bool:
-    """Whether a thread is starting another, and that has not begun to run.
-
-    In CPython 3.11 the new one has the identity of the old one until it runs, and would get an exception in its place.
-    It would die of it, and the old one wait for it for ever. In later ones `threading` would count a thread, for good,
-    that was never started.
-    """
-    while frame is not None:
-        if frame.f_code.co_name == "start" and _module(frame) == "threading":
-            return frame.f_locals["self"].ident is None
-        frame = frame.f_back
-    return False
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
