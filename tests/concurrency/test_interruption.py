@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from ipyportal.concurrency import Call, EventLoopThread, WorkerThread, cancel_sync_after
+from ipyportal.concurrency import Call, Cancelled, EventLoopThread, WorkerThread, cancel_sync_after, interruption
 from ipyportal.concurrency.interruption import interruptible_thread
 
 from .helpers import Gate, soon, spin, until
@@ -329,3 +331,85 @@ def test_an_interrupt_waits_until_a_thread_that_is_being_started_has_begun(
         cancelled(work, begun)
     new.join()
     assert ran == [True]
+
+
+def test_an_interrupt_is_not_sent_to_where_the_thread_has_gone_since_it_was_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The race: the thread stands in code that may be interrupted, and is in code that may not be when it is sent.
+    looked, moved, over = threading.Event(), Gate(), threading.Event()
+    torn = []
+    is_delicate = interruption._is_delicate
+
+    def look(frame: FrameType | None) -> bool:
+        answer = is_delicate(frame)
+        if threading.current_thread() is threading.main_thread() and not over.is_set():
+            if not looked.is_set():
+                assert not answer
+                looked.set()
+                moved.pass_through()
+            else:
+                time.sleep(0.05)  # the thread goes on, and would be hit, until what was sent is taken back
+        return answer
+
+    @interruption.undisturbed
+    def go_on_elsewhere() -> None:
+        try:
+            moved.set()
+            while not over.is_set():
+                pass
+        except asyncio.CancelledError:
+            torn.append(True)
+            raise
+
+    def work() -> None:
+        begun.set()
+        while not looked.is_set():
+            pass
+        go_on_elsewhere()
+        spin()
+
+    begun = Gate()
+    monkeypatch.setattr(interruption, "_is_delicate", look)
+    with soon(), WorkerThread() as worker:
+        call = worker.submit(Call.new(work))
+        begun.pass_through()
+        call.cancel()
+        over.set()
+        with pytest.raises(concurrent.futures.CancelledError):
+            call.result()
+    assert torn == []
+
+
+def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The race: it is sent to code in which an object is about to be freed, and arrives at the entry of its finalizer.
+    begun, dropped = Gate(), []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+
+    class Freed:
+        def __del__(self) -> None:
+            raise Cancelled
+
+    def arrive(ident: int, frame: FrameType | None) -> bool:
+        monkeypatch.setattr(interruption, "_send_in_frame", send)
+        sent.set()
+        return True
+
+    def work() -> None:
+        freed = Freed()
+        begun.set()
+        while not sent.is_set():
+            pass
+        del freed
+        spin()
+
+    sent = threading.Event()
+    send = interruption._send_in_frame
+    monkeypatch.setattr(interruption, "_send_in_frame", arrive)
+    with soon(), WorkerThread() as worker:
+        call = worker.submit(Call.new(work))
+        begun.pass_through()
+        call.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            call.result()
+    assert dropped == [Cancelled]

@@ -19,7 +19,10 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import functools
+import itertools
 import math
+import operator
 import queue
 import signal
 import sys
@@ -86,8 +89,11 @@ class Cancelled(asyncio.CancelledError):
         # CPython builds the exception in the thread that it was sent to, when it arrives there: the one moment at
         # which the sender can be told that the code has noticed.
         if (thread := _local.interruptible) is not None:
-            thread.acknowledge()
             frame = sys._getframe(1)
+            if _is_in_finalizer(frame):
+                clock.remind(_AGAIN, thread._send_again)  # the interpreter drops what a finalizer raises
+                return
+            thread.acknowledge()
             if frame.f_code in _leaving:
                 frame.f_locals["self"]._leave(self)
 
@@ -369,17 +375,16 @@ class InterruptibleThread:
         """Send this thread an exception, but not where it stands now if that would tear the engine's code apart.
 
         A thread that does not hold the interpreter's lock stands where it gave it up, and that is where an exception
-        sent to it is raised. It may run on between the first look and the sending: hence the second.
+        sent to it is raised. To see whether it may be takes a while, in which the thread may run on: so it is sent only
+        if the thread is in the same frame still. That frame may have been left meanwhile and entered by another way, if
+        it is a coroutine's: hence the second look.
         """
-        if self._can_be_raised_in():
-            _set_async_exception(self._ident, Cancelled)
-            if self._can_be_raised_in():
+        frame = sys._current_frames().get(self._ident)
+        if not _is_delicate(frame) and _send_in_frame(self._ident, frame):
+            if not _is_delicate(sys._current_frames().get(self._ident)):
                 return
             _set_async_exception(self._ident, None)
         clock.remind(_AGAIN, self._send_again)
-
-    def _can_be_raised_in(self) -> bool:
-        return not _is_delicate(sys._current_frames().get(self._ident))
 
     def _signal(self) -> None:
         """Send this thread the signal, and again until it is noticed.
@@ -524,6 +529,14 @@ def _is_delicate(frame: FrameType | None) -> bool:
     return False
 
 
+def _is_in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _module(frame: FrameType) -> str:
     name = frame.f_globals.get("__name__")
     return name if isinstance(name, str) else ""  # globals of `exec` may hold anything
@@ -604,6 +617,20 @@ def _set_async_exception(ident: int, exception: type[BaseException] | None) -> N
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(ident), None if exception is None else ctypes.py_object(exception)
     )
+
+
+def _send_in_frame(ident: int, frame: FrameType | None) -> bool:
+    """Send a thread `Cancelled` if `frame` is its innermost one. False if it is not.
+
+    The interpreter may switch to that thread between any two bytecodes: so that it does not between the look and the
+    sending, both are one call of functions that are none of them written in Python.
+    """
+    import ctypes
+
+    innermost = map(operator.methodcaller("get", ident), map(operator.call, [sys._current_frames]))
+    is_there = map(functools.partial(operator.is_, frame), innermost)
+    what = [(ctypes.c_ulong(ident), ctypes.py_object(Cancelled))]
+    return any(itertools.starmap(ctypes.pythonapi.PyThreadState_SetAsyncExc, itertools.compress(what, is_there)))
 
 
 class _Local(threading.local):
