@@ -389,13 +389,15 @@ class Callback:
         self.told = 0
 
     def __call__(self, call: Call[Any]) -> None:
-        self.told += 1
         assert call is self.work.call
         assert call.done()
-        if self.what == "raises":
-            raise OnPurpose
-        if self.what == "submits again":
-            self.machine.submit_now(Work(self.machine, self.work.number, Plan("return", False), self.place, None))
+        try:
+            if self.what == "raises":
+                raise OnPurpose
+            if self.what == "submits again":
+                self.machine.submit_now(Work(self.machine, self.work.number, Plan("return", False), self.place, None))
+        finally:
+            self.told += 1  # last: the machine's end waits for this, and then for what was submitted
 
 
 class Place:
@@ -768,9 +770,11 @@ class Machine(RuleBasedStateMachine):
             event(f"a call that was abandoned after {GRACE} s")
 
     def all_is_over(self) -> bool:
-        works = [work for work in list(self.works) if work.must_be_over()]
+        known = list(self.works)
+        works = [work for work in known if work.must_be_over()]
         callbacks = [one for one in self.callbacks if one.work.call.done()]
-        return all(one.is_over() for one in works) and all(one.told for one in [*works, *callbacks])
+        over = all(one.is_over() for one in works) and all(one.told for one in [*works, *callbacks])
+        return over and known == self.works  # else the callbacks have submitted others
 
     def until(self, condition: Callable[[], Any], text: str) -> None:
         try:
