@@ -7,6 +7,7 @@ import concurrent.futures
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any
@@ -381,14 +382,37 @@ def test_an_interrupt_is_not_sent_to_where_the_thread_has_gone_since_it_was_look
     assert torn == []
 
 
-def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+class Freed:
+    def __del__(self) -> None:
+        raise Cancelled
+
+
+class Forgotten(dict[Any, Any]):
+    def __delitem__(self, key: Any) -> None:
+        raise Cancelled
+
+
+def finalized() -> object:
+    return Freed()
+
+
+HOLDER: Any = weakref.WeakKeyDictionary()
+HOLDER.data = Forgotten()  # what its callback deletes from
+
+
+def weakly_held() -> object:
+    held = threading.Event()
+    HOLDER[held] = True
+    return held
+
+
+@pytest.mark.parametrize("make", [finalized, weakly_held])
+def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(
+    make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The race: it is sent to code in which an object is about to be freed, and arrives at the entry of its finalizer.
     begun, dropped = Gate(), []
     monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
-
-    class Freed:
-        def __del__(self) -> None:
-            raise Cancelled
 
     def arrive(ident: int, frame: FrameType | None) -> bool:
         monkeypatch.setattr(interruption, "_send_in_frame", send)
@@ -396,11 +420,11 @@ def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(monkeypatch: pyt
         return True
 
     def work() -> None:
-        freed = Freed()
+        thing = make()
         begun.set()
         while not sent.is_set():
             pass
-        del freed
+        del thing
         spin()
 
     sent = threading.Event()

@@ -530,8 +530,14 @@ def _is_delicate(frame: FrameType | None) -> bool:
 
 
 def _is_in_finalizer(frame: FrameType | None) -> bool:
+    """Whether the interpreter drops what is raised there, and reports it.
+
+    That is in ``__del__``, and in the callbacks by which the collections of `weakref` forget what is gone. Callbacks of
+    other weak references look like any other function.
+    """
     while frame is not None:
-        if frame.f_code.co_name == "__del__":
+        code = frame.f_code
+        if code.co_name == "__del__" or ("<locals>" in code.co_qualname and _module(frame) in _WEAK):
             return True
         frame = frame.f_back
     return False
@@ -542,9 +548,8 @@ def _module(frame: FrameType) -> str:
     return name if isinstance(name, str) else ""  # globals of `exec` may hold anything
 
 
-_DELICATE = frozenset(
-    [__name__, *(f"{__package__}.{name}" for name in ("cancellation", "deadlines")), "weakref", "_weakrefset"]
-)
+_WEAK = frozenset(["weakref", "_weakrefset"])
+_DELICATE = _WEAK.union([__name__, *(f"{__package__}.{name}" for name in ("cancellation", "deadlines"))])
 
 
 # As they are in asyncio: others may stand in their place later, and call these.
