@@ -142,8 +142,12 @@ class Measured:
             return Quartiles.of(self.ours)
         return Quartiles.of([ours / peer for ours, peer in zip(self.ours, self.peer, strict=True)])
 
-    def over(self, factor: float = 1.0) -> bool:
-        return self.row.bar is not None and self.judged.median > factor * self.row.bar
+    def over(self) -> bool:
+        return self.row.bar is not None and self.judged.median > self.row.bar
+
+    def surely_over(self, factor: float) -> bool:
+        """Whether three of four rounds are: where threads take turns, the median of a few rounds scatters by half."""
+        return self.row.bar is not None and self.judged.low > factor * self.row.bar
 
 
 def measure(row: Row, rounds: int) -> Measured:

@@ -362,9 +362,10 @@ def test_a_cell_that_waits_for_a_busy_thread_says_so(shared: Kernel, way: str) -
         holding = shared.begin(code)
         if way != "submit":
             shared.interrupt()
-            error = holding.reply().error
-            assert error is not None
-            assert error.ename == "KeyboardInterrupt"
+        # Waited for each time: ipykernel 7.3.0, also without ipyportal, may never take a request that comes at the very
+        # end of a cell.
+        error = holding.reply().error
+        assert (None if error is None else error.ename) == (None if way == "submit" else "KeyboardInterrupt")
         assert shared.value("blocked.wait(5)")
         waiting = shared.begin("%%thread --name busy\n'ran'")
         assert re.fullmatch(
