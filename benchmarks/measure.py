@@ -80,6 +80,8 @@ class Row:
     """For rows whose rounds are long, or all alike."""
     needs: tuple[str, ...]
     """The modules of its peer."""
+    scatters: bool
+    """Whether threads take turns in it: then the median of a few rounds is half as much again, or half, at times."""
     prepare: Callable[[ExitStack, int], Sides]
 
     def missing(self) -> list[str]:
@@ -99,13 +101,14 @@ def row(
     calls: int = 150,
     most_rounds: int | None = None,
     needs: tuple[str, ...] = (),
+    scatters: bool = False,
 ) -> Callable[[Callable[[ExitStack, int], Sides]], Callable[[ExitStack, int], Sides]]:
     """Add a row; the decorated function prepares its sides, and its docstring says why they are comparable."""
 
     def add(prepare: Callable[[ExitStack, int], Sides]) -> Callable[[ExitStack, int], Sides]:
         why = inspect.getdoc(prepare)
         assert why, f"{key} does not say what it compares"
-        all_rows.append(Row(key, group, title, why, bar, unit, calls, most_rounds, needs, prepare))
+        all_rows.append(Row(key, group, title, why, bar, unit, calls, most_rounds, needs, scatters, prepare))
         return prepare
 
     return add
@@ -145,9 +148,10 @@ class Measured:
     def over(self) -> bool:
         return self.row.bar is not None and self.judged.median > self.row.bar
 
-    def surely_over(self, factor: float) -> bool:
-        """Whether three of four rounds are: where threads take turns, the median of a few rounds scatters by half."""
-        return self.row.bar is not None and self.judged.low > factor * self.row.bar
+    def fails(self, factor: float) -> bool:
+        """Whether it is over `factor` times its bar: the median, or, where that scatters, three of four rounds."""
+        value = self.judged.low if self.row.scatters else self.judged.median
+        return self.row.bar is not None and value > factor * self.row.bar
 
 
 def measure(row: Row, rounds: int) -> Measured:
