@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextvars
 import functools
+import sys
 import threading
 import time
 import traceback
@@ -916,6 +917,49 @@ def test_cancelling_the_future_cancels_the_call_also_while_it_runs(
     assert call.cancelled()
     assert not call.future.running()
     assert not call.future.running()
+
+
+@pytest.mark.parametrize("ended", ["finished", "failed", "timed out", "cancelled"])
+def test_cancelling_the_future_in_the_moment_in_which_the_call_ends_leaves_the_end_as_it_is(ended: str) -> None:
+    # The call is over and its future is not yet: its thread is about to tell it. Who cancelled it here took the future
+    # for one that no call will ever set; it was cancelled by itself, and what the call had to tell was lost.
+    begun, gate = Gate(), Gate()
+
+    def work() -> str:
+        begun.set()
+        if ended in ("timed out", "cancelled"):
+            spin()
+        gate.pass_through()
+        if ended == "failed":
+            raise ZeroDivisionError
+        return "finished"
+
+    def is_telling() -> bool:
+        frame = sys._current_frames().get(thread)
+        while frame is not None and frame.f_code is not type(call.future)._settle.__code__:
+            frame = frame.f_back
+        return frame is not None
+
+    with WorkerThread() as worker:
+        thread = worker.submit(Call.new(threading.get_ident)).result()
+        call = Call.new(work)
+        call.set_timeout(0.05 if ended == "timed out" else None)
+        with call.future._condition:
+            worker.submit(call)
+            if ended == "cancelled":
+                begun.pass_through()
+                call.cancel()
+            gate.set()
+            until(call.done)
+            until(is_telling)
+            assert call.future.cancel() is (ended == "cancelled")
+            assert not call.future.done()
+        assert concurrent.futures.wait([call.future], PATIENCE).done
+    assert call.state.value == ended
+    assert call.future.cancelled() is (ended == "cancelled")
+    assert call.future.cancel() is (ended == "cancelled")
+    if ended != "cancelled":
+        assert call.future.exception() is call.exception()
 
 
 # --- waits that would never end --------------------------------------------------------------------------------------

@@ -732,18 +732,21 @@ class _CallFuture(concurrent.futures.Future[T]):
 
     def cancel(self) -> bool:
         call = self._call
-        return super().cancel() if call is None else call.cancel()
+        if call is None:  # this is final already
+            return super().cancel()
+        return call.cancel() or call.cancelled()
 
     def running(self) -> bool:
         call = self._call
         return call is not None and call.running()
 
     def _settle(self, call: Call[T]) -> None:
-        self._call = None
         try:
             self._set(call)
         except BaseException as exc:  # noqa: BLE001 - of a callback (SystemExit), or it was set by somebody else
             report(exc, f"the future of {call!r} failed")
+        finally:
+            self._call = None  # not before: who cancels this meanwhile would take the call's end for undecided
 
     def _set(self, call: Call[T]) -> None:
         if call._state is _FINISHED:
