@@ -878,6 +878,22 @@ def test_concurrent_futures_wait_and_as_completed_take_calls(worker: WorkerThrea
     assert cancelled.future.cancelled()
 
 
+@pytest.mark.parametrize("ended", ["finished", "failed", "cancelled"])
+def test_a_callback_of_the_future_that_raises_leaves_nobody_waiting(ended: str, reported: list[Any]) -> None:
+    def leave(future: concurrent.futures.Future[Any]) -> None:
+        raise SystemExit(future)
+
+    call = Call.new((lambda: 1 / 0) if ended == "failed" else int)
+    call.future.add_done_callback(leave)
+    if ended == "cancelled":
+        call.cancel()
+    else:
+        call.run()
+    # The state of the standard library's futures that were cancelled, and which nobody has been told of, keeps a wait.
+    assert concurrent.futures.wait([call.future], PATIENCE).not_done == set()
+    assert [type(one.exc_value) for one in reported] == [SystemExit]
+
+
 def test_asyncio_wrap_future_takes_a_call(loop_thread: EventLoopThread) -> None:
     async def main() -> int:
         return await asyncio.wrap_future(started_on(loop_thread, add_async, 1, 2).future)

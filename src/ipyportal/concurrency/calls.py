@@ -752,8 +752,10 @@ class _CallFuture(concurrent.futures.Future[T]):
         if call._state is _FINISHED:
             self.set_result(call._value)
         elif call._state is _CANCELLED:
-            super().cancel()
-            self.set_running_or_notify_cancel()  # tells concurrent.futures.wait
+            try:
+                super().cancel()
+            finally:  # also after a callback that raised SystemExit
+                self.set_running_or_notify_cancel()  # tells concurrent.futures.wait
         else:
             self.set_exception(call._value)
 
