@@ -5,16 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
+import queue
 import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Awaitable, Callable, Generator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from ipyportal.concurrency import Call, EventLoopThread, can_suspend, from_sync, get_global_loop, suspend, suspension
+from ipyportal.concurrency import (
+    Call,
+    EventLoopThread,
+    SyncWaiter,
+    can_suspend,
+    from_sync,
+    get_global_loop,
+    suspend,
+    suspension,
+)
+from ipyportal.concurrency.calls import CallCoroutine
 from ipyportal.concurrency.interruption import interruptible_thread
 from ipyportal.concurrency.suspension import suspendable
 
@@ -697,6 +710,69 @@ def test_sqlalchemy_can_be_used_from_synchronous_code_that_is_suspended(
 
     calls = [started_on(loop_thread, work, number) for number in range(5)]
     assert [call.result(PATIENCE) for call in calls] == list(range(5))
+
+
+@pytest.mark.parametrize("waits", [False, True], ids=["first step", "later step"])
+@pytest.mark.parametrize("through", ["result", "waiter"])
+def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool, through: str) -> None:
+    # Woken before, a thread on another core runs into the interpreter's lock, which the rest of the step holds. The
+    # functions that run in the moment in which it is woken say where that is.
+    running: list[list[str]] = []
+
+    def profile(frame: FrameType | None, event: str, arg: Any) -> None:
+        if event == "c_call" and arg.__name__ == "put":
+            running.append([one.f_code.co_name for one, _ in traceback.walk_stack(frame)])
+
+    async def work() -> int:
+        if waits:
+            await asyncio.sleep(0)
+        until(lambda: call._callbacks)
+        return 5
+
+    threading.setprofile(profile)
+    try:
+        portal = EventLoopThread().start()
+    finally:
+        threading.setprofile(None)
+    with portal:
+        call = Call.new(work)
+        if through == "result":
+            assert portal.submit(call).result() == 5
+        else:
+            assert SyncWaiter(call).wait(portal.submit).result() == 5
+    [names] = running
+    assert names[0] == "send"
+    assert "_step" not in names
+
+
+@pytest.mark.parametrize("end", ["closed", "thrown away"])
+def test_suspended_code_that_is_ended_from_outside_and_returns_tells_who_waits(end: str) -> None:
+    # Thrown away it ends in no step, at the end of which who waits could be woken.
+    def work() -> str:
+        try:
+            suspend(asyncio.get_running_loop().create_future())
+        except (GeneratorExit, greenlet.GreenletExit):
+            return "all the same"
+        return "never"
+
+    async def main() -> None:
+        call = Call.new(work)
+        inbox: queue.SimpleQueue[Call[str]] = queue.SimpleQueue()
+        call._when_done(inbox.put)
+        coroutine = CallCoroutine(call)
+        task = asyncio.get_running_loop().create_task(coroutine)
+        while not coroutine.suspended:
+            await asyncio.sleep(0)
+        if end == "closed":
+            coroutine.close()
+        else:
+            coroutine._greenlet = coroutine._kept = None  # the last that refer to it
+        assert inbox.get(timeout=PATIENCE) is call
+        assert call.result() == "all the same"
+        task.cancel()
+        await asyncio.wait([task])
+
+    asyncio.run(main())
 
 
 def test_awaitables_may_be_given_as_what_the_type_says() -> None:

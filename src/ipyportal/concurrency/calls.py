@@ -467,8 +467,12 @@ class Call(Generic[T]):
             return self._finish(_TIMEDOUT if self._ending is _TIMEDOUT else _CANCELLED, exc)
         return self._finish(State.FAILED, exc)
 
-    def _finish(self, state: State, value: Any) -> bool:
-        """To a final state, once. False if the call was over, which happens to one that was abandoned."""
+    def _finish(self, state: State, value: Any, step: CallCoroutine | None = None) -> bool:
+        """To a final state, once. False if the call was over, which happens to one that was abandoned.
+
+        In a `step` a thread that waits is woken at its end. Woken before, it would run on another core into the
+        interpreter's lock, which the rest of the step holds, and would have to be woken again.
+        """
         fn, name = self.fn, self._name
         if name is None and fn is not None:
             name = fn.__qualname__ if type(fn) is types.FunctionType else name_of(fn)
@@ -496,7 +500,12 @@ class Call(Generic[T]):
             # First: `concurrent.futures.wait` ends before the callbacks are called.
             callbacks = [future._settle, *(callbacks or ())]
         if callbacks is not None:
-            if threading.get_ident() == clock.ident:
+            # The `put` of a wait alone: a user's callback may wait in the step. And suspended code that is thrown away
+            # ends in no step.
+            wake = callbacks[0] if len(callbacks) == 1 else None
+            if step is not None and step._root is not None and type(wake) is types.BuiltinMethodType:
+                step._wake = wake, self
+            elif threading.get_ident() == clock.ident:
                 clock.elsewhere(lambda: self._tell(callbacks))
             else:
                 self._tell(callbacks)
@@ -823,7 +832,7 @@ class CallCoroutine(Suspendable[None]):
     that ends it. It raises nothing: the task always ends well.
     """
 
-    __slots__ = ("_alone", "_begun", "_call", "_context", "_in_greenlets", "_running", "_untimed")
+    __slots__ = ("_alone", "_begun", "_call", "_context", "_in_greenlets", "_running", "_untimed", "_wake")
     _inner: Coroutine[Any, Any, Any] | None
 
     def __init__(
@@ -844,9 +853,15 @@ class CallCoroutine(Suspendable[None]):
         self._alone = alone  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
         self._untimed = False  # it has a deadline, and has not waited yet
         self._begun = False
+        self._wake: tuple[Callable[[Any], object], Call[Any]] | None = None  # of the thread that waits for the call
 
     def send(self, value: Any) -> Any:
-        answer = self._step(self._advance, value) if self._in_greenlets else self._answer(self._advance(value))
+        try:
+            answer = self._step(self._advance, value) if self._in_greenlets else self._answer(self._advance(value))
+        finally:
+            if (wake := self._wake) is not None:
+                wake[0](wake[1])  # here, and not in a function at whose entry Ctrl-C could be seen
+                self._wake = wake = None
         if self._untimed:
             self._untimed = False
             if self._call is not None:
@@ -855,11 +870,16 @@ class CallCoroutine(Suspendable[None]):
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
         exc = as_exception(typ, val, tb)
-        if self._greenlet is not None:
-            return self._step(None, exc)
-        if self._in_greenlets:
-            return self._step(self._advance_with, exc)
-        return self._answer(self._advance_with(exc))
+        try:
+            if self._greenlet is not None:
+                return self._step(None, exc)
+            if self._in_greenlets:
+                return self._step(self._advance_with, exc)
+            return self._answer(self._advance_with(exc))
+        finally:
+            if (wake := self._wake) is not None:  # likewise
+                wake[0](wake[1])
+                self._wake = wake = None
 
     def _answer(self, answer: Any) -> Any:
         if answer is OVER:
@@ -882,7 +902,7 @@ class CallCoroutine(Suspendable[None]):
                 return self._context.run(inner.send, value)
             return inner.send(value)
         except StopIteration as stop:
-            call._finish(_FINISHED, stop.value)
+            call._finish(_FINISHED, stop.value, self)
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             self._fail(call, exc)
         del call, inner
@@ -970,7 +990,7 @@ class CallCoroutine(Suspendable[None]):
             call = fn = None  # type: ignore[assignment]  # as in `Call._invoke`
             return None
         if not _is_awaitable(result):
-            call._finish(_FINISHED, result)
+            call._finish(_FINISHED, result, self)
             return None
         self._inner = _as_coroutine(result)
         self._hand_over(call)
