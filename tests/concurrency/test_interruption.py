@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import gc
 import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from types import FrameType
 from typing import Any
 
@@ -406,7 +407,34 @@ def weakly_held() -> object:
     return held
 
 
-@pytest.mark.parametrize("make", [finalized, weakly_held])
+class Watcher:
+    """One of the callbacks of the garbage collector, as those that measure how long that takes."""
+
+    def __init__(self, raises: bool) -> None:
+        self.raises = raises
+
+    def tell(self, phase: str, info: dict[str, int]) -> None:
+        if self.raises:
+            self.raises = False
+            raise Cancelled
+
+
+def collected() -> object:
+    gc.disable()  # but when it is asked for
+    gc.callbacks.append(Watcher(True).tell)
+    return None
+
+
+@pytest.fixture
+def collector() -> Iterator[None]:
+    callbacks = gc.callbacks[:]
+    yield
+    gc.callbacks[:] = callbacks
+    gc.enable()
+
+
+@pytest.mark.usefixtures("collector")
+@pytest.mark.parametrize("make", [finalized, weakly_held, collected])
 def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(
     make: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -425,6 +453,7 @@ def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(
         while not sent.is_set():
             pass
         del thing
+        gc.collect()
         spin()
 
     sent = threading.Event()

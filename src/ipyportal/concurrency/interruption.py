@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import functools
+import gc
 import itertools
 import math
 import operator
@@ -30,7 +31,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any, Protocol, TypeVar
 
 from ipyportal.concurrency.deadlines import clock
@@ -505,9 +506,9 @@ def _is_delicate(frame: FrameType | None) -> bool:
     """Whether a thread is in code that an interrupt would tear apart, or that would swallow it.
 
     The one is the engine's own: it may be at the entry of an ``__exit__``, before it could do anything about it. The
-    other is called by the interpreter between two bytecodes, as finalizers and the callbacks of weak references are: it
-    has nobody to raise to. An event loop would lose the step of a task that it was about to run, or what it was about
-    to make or to close; and who puts a signal's handler back must get to it.
+    other is called by the interpreter between two bytecodes, as finalizers and the callbacks of weak references and of
+    the garbage collector are: it has nobody to raise to. An event loop would lose the step of a task that it was about
+    to run, or what it was about to make or to close; and who puts a signal's handler back must get to it.
 
     And while a thread starts another, which has not begun: in CPython 3.11 the new one has the identity of the old one
     until then, and would get the exception in its place, die of it, and be waited for for ever; in later ones
@@ -515,9 +516,10 @@ def _is_delicate(frame: FrameType | None) -> bool:
     """
     if frame is not None and _module(frame).startswith("asyncio."):
         return True
+    undisturbed = _undisturbed.union(_collectors_callbacks())
     while frame is not None:
         name, module = frame.f_code.co_name, _module(frame)
-        if module in _DELICATE or name == "__del__" or frame.f_code in _undisturbed:
+        if module in _DELICATE or name == "__del__" or frame.f_code in undisturbed:
             return True
         if name in ("__init__", "close") and module.startswith("asyncio."):
             return True
@@ -532,15 +534,25 @@ def _is_delicate(frame: FrameType | None) -> bool:
 def _is_in_finalizer(frame: FrameType | None) -> bool:
     """Whether the interpreter drops what is raised there, and reports it.
 
-    That is in ``__del__``, and in the callbacks by which the collections of `weakref` forget what is gone. Callbacks of
-    other weak references look like any other function.
+    That is in ``__del__``, in the callbacks of the garbage collector (`gc.callbacks`), and in those by which the
+    collections of `weakref` forget what is gone. Callbacks of other weak references look like any other function.
     """
+    callbacks = _collectors_callbacks()
     while frame is not None:
         code = frame.f_code
-        if code.co_name == "__del__" or ("<locals>" in code.co_qualname and _module(frame) in _WEAK):
+        if (
+            code.co_name == "__del__"
+            or code in callbacks
+            or ("<locals>" in code.co_qualname and _module(frame) in _WEAK)
+        ):
             return True
         frame = frame.f_back
     return False
+
+
+def _collectors_callbacks() -> list[CodeType]:
+    functions = [one.__func__ if isinstance(one, MethodType) else one for one in gc.callbacks]
+    return [one.__code__ for one in functions if isinstance(one, FunctionType)]
 
 
 def _module(frame: FrameType) -> str:
