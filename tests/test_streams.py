@@ -20,7 +20,7 @@ from ipyportal import EventLoopThread, WorkerThread, enter, get_global_loop, ite
 from ipyportal.concurrency import Call, can_suspend, from_async
 
 from .concurrency.conftest import often, reported  # noqa: F401 - fixtures
-from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, python, until
+from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, python, soon, until
 from .web import web
 
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
@@ -360,7 +360,7 @@ def test_ctrl_c_while_a_break_closes_comes_when_it_has_closed() -> None:
 
     thread = threading.Thread(target=stop)
     thread.start()
-    with pytest.raises(KeyboardInterrupt):
+    with soon(), pytest.raises(KeyboardInterrupt):
         for _ in iterate(source):
             break
         thread.join()

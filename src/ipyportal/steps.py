@@ -33,6 +33,8 @@ __all__ = ["Steps", "Stream"]
 
 T = TypeVar("T")
 
+_SOON = 0.01  # seconds in which code gets from one statement to the wait in the next
+
 
 async def _call(fn: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...]) -> T:
     # Calling a coroutine function itself takes no synchronous code that a cancel could interrupt.
@@ -148,9 +150,11 @@ class Steps:
             else:
                 self.end()
         except KeyboardInterrupt:
-            # A finalizer has nobody to raise it to. What runs after it has, if that has not ended meanwhile.
+            # A finalizer has nobody to raise it to. What runs after it has, if that has not ended meanwhile. Not at
+            # once: the clock's thread would get to it in the very moment in which that code enters a system call, and
+            # a signal that comes just before does not end the call.
             caller = self._caller
-            clock.remind(0, lambda: _interrupt_again(caller))
+            clock.remind(_SOON, lambda: _interrupt_again(caller))
         except BaseException as exc:  # noqa: BLE001 - likewise
             report(exc, f"closing {self.name} failed")
 
