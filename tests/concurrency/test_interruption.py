@@ -466,3 +466,35 @@ def test_an_interrupt_that_arrives_in_a_finalizer_is_sent_again(
         with pytest.raises(concurrent.futures.CancelledError):
             call.result()
     assert dropped == [Cancelled]
+
+
+@pytest.mark.usefixtures("collector")
+def test_an_interrupt_is_not_sent_to_a_callback_of_the_garbage_collector(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, dropped, looks = Gate(), [], []
+    is_delicate = interruption._is_delicate
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: dropped.append(unraisable.exc_type))
+
+    def look(frame: FrameType | None) -> bool:
+        looks.append(is_delicate(frame))
+        return looks[-1]
+
+    def tell(phase: str, info: dict[str, int]) -> None:
+        begun.set()
+        while len(looks) < 3:
+            pass
+
+    def work() -> None:
+        gc.disable()  # but when it is asked for
+        gc.callbacks.append(tell)
+        gc.collect()
+        spin()
+
+    monkeypatch.setattr(interruption, "_is_delicate", look)
+    with soon(), WorkerThread() as worker:
+        call = worker.submit(Call.new(work))
+        begun.pass_through()
+        call.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            call.result()
+    assert looks[:2] == [True, True]
+    assert dropped == []
