@@ -7,10 +7,8 @@ suspended it is the caller's own task; elsewhere, and with ``on=``, a task of it
 
 from __future__ import annotations
 
-import _thread
 import abc
 import asyncio
-import signal
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -20,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.deadlines import clock, report
 from ipyportal.concurrency.executors import ExecutorPortal
+from ipyportal.concurrency.interruption import send_sigint
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.suspension import Suspendable, suspendable_here
 from ipyportal.concurrency.tasks import TaskEnded, TaskPortal
@@ -171,10 +170,7 @@ def _where() -> tuple[int, int]:
 
 def _interrupt_again(caller: Suspendable[Any] | None) -> None:
     if caller is None or (caller.task is not None and not caller.task.done()):
-        if hasattr(signal, "pthread_kill"):  # ends also a system call
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-        else:
-            _thread.interrupt_main()
+        send_sigint()
 
 
 class Stream(Iterator[T]):

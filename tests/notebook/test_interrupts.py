@@ -415,6 +415,59 @@ def test_a_second_interrupt_gives_up_the_clean_up_of_a_call_on_the_loop_thread(s
     assert_nothing_is_left(shared)
 
 
+# The press comes in the middle of what asyncio does for the user's code: `gather()` asks `presses` for its loop when it
+# has made a task for each coroutine before it, which nobody would cancel; and `event.set()` asks the first who waits
+# whether it is done, before it tells the others.
+AMID = """
+    import functools, itertools, operator
+
+    def pressing(answer):
+        # Of methods of C: it has no frame of its own.
+        pressed = map(signal.raise_signal, [signal.SIGINT])
+        answers = map(operator.itemgetter(1), zip(pressed, [answer]))
+        return functools.partial(next, itertools.chain(answers, itertools.repeat(answer)))
+
+    class Future(asyncio.Future): pass
+
+    presses = Future()
+    presses.get_loop = pressing(asyncio.get_running_loop())
+
+    event = asyncio.Event()
+    event._waiters.append(Future())
+    event._waiters[0].done = pressing(False)
+    waits = asyncio.ensure_future(event.wait())
+
+    def burn():
+        while True: pass
+"""
+
+AMID_CELLS = {
+    "await gather": "await asyncio.gather(work(), work(), presses, work())",
+    "await gather in a function": "async def f(): await asyncio.gather(work(), work(), presses)\nawait f()",
+    "gather": "run(asyncio.gather(work(), work(), presses, work()))",
+    "gather in a call": "async def f(): await asyncio.gather(work(), work(), presses)\nrun(f())",
+    "gather, and no wait": "if True:\n    asyncio.gather(noop(), noop(), presses)\n    burn()  # here",
+    "gather, and no wait in an async cell": (
+        "if await noop() is None:\n    asyncio.gather(noop(), noop(), presses)\n    burn()  # here"
+    ),
+    "gather, and the cell's next statement": "asyncio.gather(noop(), noop(), presses)\nburn()",
+    "event": "event.set()\nrun(work())",
+    "event in an async cell": "event.set()\nawait work()",
+}
+
+
+@pytest.mark.parametrize("name", AMID_CELLS)
+def test_an_interrupt_amid_asyncio_leaves_nothing_half_done(shared: Kernel, name: str) -> None:
+    shared.value(AMID)
+    error = shared.begin(f"print('begun')\n{AMID_CELLS[name]}").reply(timeout=10).error
+    assert error is not None
+    assert error.ename == "KeyboardInterrupt"
+    assert "# here" in error.traceback or "here" not in AMID_CELLS[name]
+    if "event" not in name:
+        shared.value("waits.cancel()")
+    assert_nothing_is_left(shared)
+
+
 def test_an_interrupt_while_no_cell_runs_changes_nothing(shared: Kernel) -> None:
     assert shared.answers_within(10)
     time.sleep(0.1)

@@ -124,6 +124,7 @@ class Storm:
         self.seed = seed
         self.steps = steps
         self.portals: list[Any] = [EventLoopThread(), WorkerThread()]
+        self.replacing = threading.Lock()
         self.watched: list[Watched] = []
         self.errors: list[BaseException] = []
         self.shut_down = False
@@ -177,9 +178,12 @@ class Storm:
         else:
             self.shut_down = True
             portal = chance.choice([0, 1])
-            self.portals[portal].shutdown(cancel=True, timeout=PATIENCE)
-            self.portals.append(self.portals[portal])
-            self.portals[portal] = [EventLoopThread, WorkerThread][portal]()
+            ended = self.portals[portal]
+            ended.shutdown(cancel=True, timeout=PATIENCE)
+            with self.replacing:
+                if self.portals[portal] is ended:  # else one who has shut it down, too, has replaced it
+                    self.portals.append(ended)
+                    self.portals[portal] = [EventLoopThread, WorkerThread][portal]()
 
     def _start(self, chance: random.Random, number: int) -> None:
         watched = Watched(chance.choice(KINDS), number, self)

@@ -17,6 +17,7 @@ On Windows, where a thread cannot be sent a signal, the main thread is treated a
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import enum
 import functools
@@ -52,6 +53,7 @@ __all__ = [
     "block",
     "get",
     "interruptible_thread",
+    "send_sigint",
     "undisturbed",
 ]
 
@@ -626,6 +628,17 @@ def _wake(loop: asyncio.AbstractEventLoop) -> None:
         loop.call_soon_threadsafe(int)
     except RuntimeError:
         pass  # it is closed, and does not sleep
+
+
+def send_sigint() -> None:
+    """Have the handler of SIGINT run on the main thread, also in the midst of a system call. From any thread.
+
+    On Windows a system call is not ended.
+    """
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:

@@ -11,7 +11,10 @@ So while a handler of the kernel runs (a cell, a comm message), the handler here
   is cancelled, with all its tasks, and cleans up. The `asyncio.CancelledError` that comes out of the outermost
   `run()` of the cell, or of the asynchronous cell itself, becomes KeyboardInterrupt;
 - if neither the user's code runs nor something is suspended, but the switching between them, or the kernel on its way
-  to that code, KeyboardInterrupt is owed, and raised when `run()` returns, or in place of the code that comes next.
+  to that code, KeyboardInterrupt is owed, and raised when `run()` returns, or in place of the code that comes next;
+- so it is if asyncio is in the middle of something for the user's code: the tasks that `gather()` has made so far would
+  be nobody's, and a lock that is being released would stay locked. If that code waits next, it is cancelled, with
+  those tasks; if it does not, KeyboardInterrupt is raised in it a moment later.
 
 A second SIGINT, or `Interrupts.grace` seconds, give up the wait: what is cleaning up goes on in a task of its own. The
 clean-up of an asynchronous cell's own ``await`` is cancelled then: the cell is that task.
@@ -35,6 +38,8 @@ from types import FrameType
 from typing import Any
 
 from ipyportal.concurrency.api import await_for
+from ipyportal.concurrency.deadlines import Timer, clock
+from ipyportal.concurrency.interruption import send_sigint
 from ipyportal.concurrency.suspension import Suspendable, current_suspendable, greenlets_available
 from ipyportal.sync import Host
 
@@ -54,6 +59,9 @@ _DELICATE = (
 
 # And so may be what calls these: half of the tasks of a map have been cancelled, and the loop's call_soon() runs.
 _CALLED = {
+    "_collections_abc",
+    "_weakrefset",
+    "abc",
     "asyncio",
     "concurrent",
     "contextlib",
@@ -63,8 +71,21 @@ _CALLED = {
     "logging",
     "signal",
     "threading",
+    "warnings",
     "weakref",
 }
+
+# What these do for the user's code is done whole. They do not block; other modules of asyncio run loops, which may.
+_WHOLE = {
+    "asyncio.futures",
+    "asyncio.locks",
+    "asyncio.queues",
+    "asyncio.taskgroups",
+    "asyncio.tasks",
+    "asyncio.timeouts",
+}
+
+_SOON = 0.01  # seconds in which they have done it, or nearly always
 
 _DISPATCHER = "ipykernel.kernelbase", "dispatch_shell"
 """Its module and name, which are those of ipykernel 6.17 to 7.4. By another name it is interrupted as any code is."""
@@ -73,7 +94,7 @@ _DISPATCHER = "ipykernel.kernelbase", "dispatch_shell"
 class _Watch:
     """A task whose code can be interrupted: a handler of the kernel, or an asynchronous cell."""
 
-    __slots__ = ("asked", "awaits_cell", "coroutine", "grace", "interrupted", "is_cell", "loop", "task")
+    __slots__ = ("asked", "awaits_cell", "coroutine", "grace", "interrupted", "is_cell", "loop", "reminder", "task")
 
     def __init__(self, coroutine: Suspendable[Any], is_cell: bool) -> None:
         self.coroutine = coroutine
@@ -84,6 +105,7 @@ class _Watch:
         self.interrupted = False  # a SIGINT came that has not ended the code yet
         self.asked = False  # and the task was asked to end
         self.grace: asyncio.TimerHandle | None = None
+        self.reminder: Timer | None = None  # to look again whether KeyboardInterrupt can be raised in its code
 
 
 class Interrupts:
@@ -97,6 +119,7 @@ class Interrupts:
         self._watches: list[_Watch] = []
         self._expecting = False  # a handler has been called that is not watched yet
         self._early = False  # and a SIGINT has come
+        self._reminded: _Watch | None = None  # the SIGINT that comes next is no press: it is a reminder of one
 
     def expect(self) -> None:
         """Called first by a handler of the kernel that will be watched."""
@@ -104,6 +127,7 @@ class Interrupts:
         if greenlets_available() and threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
             dispatched = handler == self.on_sigint_in_dispatch
+            self._reminded = None
             if not dispatched:
                 self._early = False
             self._expecting = True
@@ -115,6 +139,9 @@ class Interrupts:
 
         There it is kept for the handler that is called next, if that expects to be watched.
         """
+        if self._reminded is not None:
+            self._reminded = None  # too late: its cell has ended
+            return
         dispatcher = _caller_of_libraries(frame)
         if dispatcher is not None and (
             _module(dispatcher).startswith("ipyportal.notebook.")
@@ -170,6 +197,8 @@ class Interrupts:
             self._watches.remove(watch)
             if watch.grace is not None:
                 watch.grace.cancel()
+            if watch.reminder is not None:
+                clock.cancel(watch.reminder)
             if not self._watches:
                 self._host.interrupt_owed = False
             if before is not None and signal.getsignal(signal.SIGINT) == self._on_sigint:
@@ -193,10 +222,20 @@ class Interrupts:
 
     def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
         __tracebackhide__ = True
-        # Runs on the main thread, between any two bytecodes: it takes no lock and runs no code of the user.
+        # Runs on the main thread, between any two bytecodes: it runs no code of the user, and the one lock that it may
+        # take, the clock's, is reentrant.
         running = current_suspendable()
         in_code = running is not None and running.runs_here()
-        raise_here = in_code and self._may_raise(frame)
+        amid = in_code and _amid_asyncio(frame)
+        raise_here = in_code and not amid and self._may_raise(frame)
+        reminded, self._reminded = self._reminded, None
+        if reminded is not None:
+            if reminded.coroutine is running and in_code and _is_owed(reminded):
+                if raise_here:
+                    self._forget(reminded)
+                    raise KeyboardInterrupt
+                self._remind(reminded)
+            return
         self._early = self._expecting
         for watch in list(self._watches):
             if watch.coroutine is running and in_code:
@@ -204,6 +243,8 @@ class Interrupts:
                     continue
                 # Its code, in the middle of the switching. If it waits next it is cancelled, if not it is owed.
                 self._host.interrupt_owed = True
+                if amid:
+                    self._remind(watch)
             elif watch.awaits_cell:
                 watch.interrupted = True  # the cell takes it over
                 continue
@@ -226,6 +267,16 @@ class Interrupts:
                 return True
             frame = frame.f_back
         return False
+
+    def _remind(self, watch: _Watch) -> None:
+        """Look again soon: code that is owed a KeyboardInterrupt may go on without a wait, which would be cancelled."""
+
+        def remind() -> None:  # on the clock's thread
+            if watch in self._watches and _is_owed(watch) and signal.getsignal(signal.SIGINT) == self._on_sigint:
+                self._reminded = watch
+                send_sigint()
+
+        watch.reminder = clock.remind(_SOON, remind)
 
     def _ask(self, watch: _Watch) -> None:
         """Cancel what is watched; if it has been, give up the wait for its clean-up. On the loop."""
@@ -293,7 +344,7 @@ class Interrupts:
         """Raise the KeyboardInterrupt that could not be raised when it came, if this is the code it is owed to."""
         __tracebackhide__ = True
         watch = self._watch_of_current_task()
-        if watch is not None and watch.interrupted and not watch.asked:
+        if watch is not None and _is_owed(watch):
             self._forget(watch)
             if sys.exc_info()[0] is None or not isinstance(sys.exc_info()[1], KeyboardInterrupt):
                 raise KeyboardInterrupt
@@ -304,6 +355,20 @@ def _caller_of_libraries(frame: FrameType | None) -> FrameType | None:
     while frame is not None and _module(frame).partition(".")[0] in _CALLED:
         frame = frame.f_back
     return frame
+
+
+def _amid_asyncio(frame: FrameType | None) -> bool:
+    """Whether asyncio is in the middle of something that it does for the code which called it."""
+    while frame is not None and (module := _module(frame)) != "threading" and module.partition(".")[0] in _CALLED:
+        if module in _WHOLE:
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _is_owed(watch: _Watch) -> bool:
+    """Whether its code has not been told of a SIGINT yet, neither by KeyboardInterrupt nor by a cancel."""
+    return watch.interrupted and not watch.asked
 
 
 def _waits_for_a_call(frame: FrameType | None) -> bool:
