@@ -18,7 +18,7 @@ import pytest
 from ipyportal.concurrency import Call, Cancelled, EventLoopThread, WorkerThread, cancel_sync_after, interruption
 from ipyportal.concurrency.interruption import interruptible_thread
 
-from .helpers import Gate, soon, spin, until
+from .helpers import Gate, python, soon, spin, until
 
 LONG = 30.0
 
@@ -333,6 +333,60 @@ def test_an_interrupt_waits_until_a_thread_that_is_being_started_has_begun(
         cancelled(work, begun)
     new.join()
     assert ran == [True]
+
+
+def test_no_thread_stands_still_for_ever_when_garbage_is_collected_while_one_is_looked_for() -> None:
+    # The race, in CPython 3.11 to 3.11.8: who cancels asks the interpreter where all threads are; a garbage collection
+    # begins in the middle of that, and gives other threads a turn; one of them begins or ends.
+    done = python("""
+        import gc, sys, threading, time
+        from concurrent.futures import CancelledError
+        from ipyportal.concurrency import Call, WorkerThread
+
+        def begin_threads():
+            while not stop.is_set():
+                threading.Thread(target=int).start()
+
+        def spin():
+            while True:
+                pass
+
+        stop = threading.Event()
+        beginning = threading.Thread(target=begin_threads, daemon=True)
+        beginning.start()
+        gc.callbacks.append(lambda *what: time.sleep(0))  # another thread's turn
+        gc.set_threshold(1)
+        sys.setswitchinterval(1e-5)
+        with WorkerThread() as worker:
+            for number in range(60):
+                call = worker.submit(Call.new(spin))
+                while not call.running():
+                    time.sleep(0)
+                call.cancel()
+                try:
+                    call.result(10)
+                except CancelledError:
+                    print(end=".")
+        stop.set()
+        beginning.join()
+        print(gc.isenabled())
+    """)
+    assert (done.stdout, done.stderr) == (60 * "." + "True\n", "")
+
+
+def test_a_look_at_a_thread_enables_no_garbage_collection_that_was_disabled() -> None:
+    def look() -> bool:
+        frame = interruption._innermost_frame(threading.get_ident())
+        assert frame is not None
+        assert frame.f_back is sys._getframe()
+        return gc.isenabled()
+
+    assert look()
+    gc.disable()
+    try:
+        assert not look()
+    finally:
+        gc.enable()
 
 
 def test_an_interrupt_is_not_sent_to_where_the_thread_has_gone_since_it_was_looked_at(

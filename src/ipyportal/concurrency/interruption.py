@@ -320,7 +320,7 @@ class InterruptibleThread:
         sent = [target for target in self._unshielded() if target._interrupt is Interrupt.SENT]
         if not sent or time.monotonic() < self._loop_has_until:
             return waits
-        found = _loop_run_in(sys._current_frames().get(self._ident))
+        found = _loop_run_in(_innermost_frame(self._ident))
         if found is not None and self._ask_loop(*found, sent):
             return waits
         if self._signals:
@@ -382,9 +382,9 @@ class InterruptibleThread:
         if the thread is in the same frame still. That frame may have been left meanwhile and entered by another way, if
         it is a coroutine's: hence the second look.
         """
-        frame = sys._current_frames().get(self._ident)
+        frame = _innermost_frame(self._ident)
         if not _is_delicate(frame) and _send_in_frame(self._ident, frame):
-            if not _is_delicate(sys._current_frames().get(self._ident)):
+            if not _is_delicate(_innermost_frame(self._ident)):
                 return
             _set_async_exception(self._ident, None)
         clock.remind(_AGAIN, self._send_again)
@@ -649,6 +649,27 @@ def _set_async_exception(ident: int, exception: type[BaseException] | None) -> N
     )
 
 
+def _frames() -> Iterator[dict[int, FrameType]]:
+    """What `sys._current_frames` gives, when it is asked for the one item; all in functions written in C.
+
+    In CPython 3.11 to 3.11.8 a garbage collection may begin in the middle of it. If that runs Python code, another
+    thread may come to the lock that is held there, for threads to begin and end, and hold the interpreter's own, for
+    which the first waits: all threads stand still for ever (github.com/python/cpython/issues/106883). Since 3.12 there
+    is no collection in the middle of a function of C.
+    """
+    if sys.version_info >= (3, 12):
+        return map(operator.call, [sys._current_frames])
+    enable: list[Any] = []  # what is to be called afterwards, unless collections were disabled before
+    look: Any = functools.partial(enable.extend, itertools.compress([gc.enable], map(operator.call, [gc.isenabled])))
+    results: Iterator[Any] = map(operator.call, itertools.chain([look, gc.disable, sys._current_frames], enable))
+    return map(operator.itemgetter(2), map(tuple, [results]))
+
+
+def _innermost_frame(ident: int) -> FrameType | None:
+    """Where the thread `ident` is."""
+    return next(_frames()).get(ident)
+
+
 def _send_in_frame(ident: int, frame: FrameType | None) -> bool:
     """Send a thread `Cancelled` if `frame` is its innermost one. False if it is not.
 
@@ -657,7 +678,7 @@ def _send_in_frame(ident: int, frame: FrameType | None) -> bool:
     """
     import ctypes
 
-    innermost = map(operator.methodcaller("get", ident), map(operator.call, [sys._current_frames]))
+    innermost = map(operator.methodcaller("get", ident), _frames())
     is_there = map(functools.partial(operator.is_, frame), innermost)
     what = [(ctypes.c_ulong(ident), ctypes.py_object(Cancelled))]
     return any(itertools.starmap(ctypes.pythonapi.PyThreadState_SetAsyncExc, itertools.compress(what, is_there)))
