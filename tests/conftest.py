@@ -225,12 +225,6 @@ def _version_of(package: str) -> str:
         return "none"
 
 
-def pytest_collection_finish() -> None:
-    """Set what is there before the first test aside, so that looking for tasks does not go through it each time."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.fixture
 def kept_open() -> tuple[str, ...]:
     """How the targets of file descriptors begin that may be left open; for a module to override."""
@@ -243,11 +237,14 @@ def nothing_is_left_over(kept_open: tuple[str, ...]) -> Iterator[None]:
 
     Fixtures of a wider scope are set up before this one: what they hold is not held against a test.
     """
+    gc.collect()  # what the test before has left, its fixtures included
+    gc.freeze()  # set aside what is there: looking for tasks, and collecting garbage, does not go through it each time
     before = Snapshot(kept_open)
     yield
     shut_down_engine()
     leaks = before.settle()
     before.restore()
+    gc.collect()  # what is garbage has its say now, and not in another test
     if leaks:
         pytest.fail("the test left behind:\n\n" + "\n".join(leaks), pytrace=False)
 

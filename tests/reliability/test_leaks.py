@@ -64,6 +64,7 @@ def traced() -> Iterator[None]:
 def check(do: Callable[[], object], times: int) -> None:
     def measure() -> tuple[int, int, int, int]:
         ipyportal.run(nothing())  # the loop has looked at all that was submitted before
+        get_worker_thread("leaks").submit(Call.new(int)).result()  # and the worker has closed its latest loop
         # What was cancelled is kept by the clock for its grace: its reminders are dropped here.
         with clock._lock:
             for timer in clock._heap:
