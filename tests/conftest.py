@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import contextlib
 import gc
 import io
 import os
@@ -110,7 +111,7 @@ class Snapshot:
         return [
             *map(describe_thread, threads),
             *map(describe_task, tasks),
-            *(f"file descriptor {number}: {target}" for number, target in sorted(files)),
+            *(f"file descriptor {number}: {target}{describe_socket(target)}" for number, target in sorted(files)),
             *changes("handler of", self.handlers, signal_handlers()),
             *changes("patched", self.attributes, attributes()),
         ]
@@ -191,6 +192,17 @@ def describe_thread(thread: threading.Thread) -> str:
     frame = sys._current_frames().get(thread.ident or 0)
     stack = "".join(traceback.format_stack(frame)) if frame else "  (no Python frame)\n"
     return f"{thread!r}\n{stack}"
+
+
+def describe_socket(target: str) -> str:
+    """What the system says of a socket: its addresses in hexadecimal digits and its state, or its path."""
+    inode = target.removeprefix("socket:[").removesuffix("]")
+    for table in ("tcp", "tcp6", "udp", "udp6", "unix"):
+        with contextlib.suppress(OSError):
+            for line in Path(f"/proc/self/net/{table}").read_text().splitlines():
+                if inode in line.split():
+                    return f" ({table}: {line.strip()})"
+    return ""
 
 
 def describe_task(task: asyncio.Task[Any]) -> str:
