@@ -31,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
 import zmq
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
@@ -204,7 +205,7 @@ class Kernel:
         self._manager = _ThisInterpreter(
             # A context that the manager made itself it destroys as soon as the kernel has ended,
             # and with it the sockets, while the pump polls them.
-            context=zmq.Context(),
+            context=self._new_context(),
             connection_file=str(Path(self._folder.name, "connection.json")),
         )
         with self._log.open("wb") as log:
@@ -236,6 +237,9 @@ class Kernel:
             self.shutdown(now=True)
             raise
         return self
+
+    def _new_context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        return zmq.Context()
 
     def _stdin_socket(self, identity: bytes) -> zmq.Socket[bytes]:
         assert self._manager is not None
@@ -519,6 +523,15 @@ class Kernel:
         # Each socket connects when it comes to try again, stdin maybe last; and the kernel's drops what it is to ask
         # somebody who has not connected: the cell would wait for ever.
         self.wait_for(lambda: self._can_be_asked, START_TIMEOUT, what=lambda: "the connection of stdin")
+        # Nobody has asked anything on control yet. What connects later looks as if it were left behind by a test.
+        self.wait_for(self._controls, START_TIMEOUT, what=lambda: "the connections of control")
+
+    def _controls(self) -> bool:
+        # Two sockets: the manager has one of its own.
+        assert self._manager is not None
+        address = (self._manager.ip, self._manager.control_port)
+        connections = psutil.Process().net_connections("tcp4")
+        return sum(one.raddr == address and one.status == psutil.CONN_ESTABLISHED for one in connections) == 2
 
 
 class _ThisInterpreter(KernelManager):

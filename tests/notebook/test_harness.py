@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from typing import Any
 
+import psutil
 import pytest
 import zmq
 
@@ -92,6 +94,31 @@ class SlowToAnswer(Kernel):
 def test_a_kernel_is_ready_when_it_can_ask() -> None:
     with SlowToAnswer() as kernel:
         assert kernel.execute("input('a? ')", 10, answers=["x"]).result == "'x'"
+
+
+class FirstIsSlow(zmq.Context[zmq.Socket[bytes]]):
+    """Its first socket tries to connect a second later than the others: the manager's, for control."""
+
+    is_slow = True
+
+    def socket(self, *arguments: Any, **options: Any) -> Any:
+        made = super().socket(*arguments, **options)
+        if self.is_slow:
+            made.reconnect_ivl = 1500
+            self.is_slow = False
+        return made
+
+
+class SlowToControl(Kernel):
+    """Its manager connects late."""
+
+    def _new_context(self) -> zmq.Context[zmq.Socket[bytes]]:
+        return FirstIsSlow()
+
+
+def test_a_kernel_is_ready_when_all_sockets_are_connected() -> None:
+    with SlowToControl():
+        assert len(psutil.Process().net_connections("tcp4")) == 5  # and no more come: they would count as left behind
 
 
 def test_a_cell_that_may_not_ask_for_input_fails(kernel: Kernel) -> None:
