@@ -271,6 +271,32 @@ def test_a_task_of_a_call_cannot_end_the_loop_thread_and_the_calls_of_others(
     assert started_on(loop_thread, threading.current_thread).result(PATIENCE) is loop_thread.thread
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_call_that_comes_when_a_task_leaves_the_loop_is_no_error_of_the_loop(
+    loop_thread: EventLoopThread, error: type[BaseException]
+) -> None:
+    # The loop finds what wakes it behind the task in one turn. The task leaves the turn, and the loop finds it again.
+    errors: list[dict[str, Any]] = []
+
+    async def child() -> None:
+        raise error
+
+    second: list[Call[Any]] = []
+
+    def work() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: errors.append(context))
+        loop.create_task(child()).add_done_callback(asyncio.Task.exception)
+        thread = threading.Thread(target=lambda: second.append(started_on(loop_thread, threading.current_thread)))
+        thread.start()
+        thread.join()  # and the loop waits, too: a wait of ours would let it go on
+
+    started_on(loop_thread, work).result(PATIENCE)
+    assert second[0].result(PATIENCE) is loop_thread.thread
+    assert started_on(loop_thread, asyncio.sleep, 0, "a turn later").result(PATIENCE) == "a turn later"
+    assert errors == []
+
+
 def test_workers_for_short_calls_are_reused() -> None:
     before = set(threading.enumerate())
     used = {from_sync.call_in_new_thread(threading.current_thread) for _ in range(100)}

@@ -333,6 +333,8 @@ def test_calls_lists_what_runs_and_what_ran(shared: Kernel) -> None:
     shared.execute("%calls clear")
     shared.execute("%%background first\nawait gate('list')")
     shared.value("async def second():\n    await gate('list')\nother = submit(second())\nNone")
+    # The thread that runs them may come to it later than the cell to its end.
+    shared.value("while not (first.running() and other.running()): time.sleep(0.001)")
     assert [(row[0], row[1], row[3]) for row in rows(shared)] == [
         ("first", "running", "ipyportal-loop"),
         ("second", "running", "ipyportal-loop"),

@@ -573,7 +573,10 @@ class _Bell:
 
     def _answer(self) -> None:
         assert self._fd is not None
-        os.eventfd_read(self._fd)
+        try:
+            os.eventfd_read(self._fd)
+        except BlockingIOError:
+            return  # a task whose KeyboardInterrupt left the loop was before us, and the loop has looked anew since
         self._fn()
 
     def close(self) -> None:
