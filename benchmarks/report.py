@@ -172,6 +172,14 @@ def _plot_ratios(axes: Any, shown: list[Measured]) -> None:
 
 RATIOS = (0.1, 0.2, 0.5, 1, 2, 5, 10)
 
+
+def _short(number: int) -> str:
+    for size, unit in ((1_000_000, "M"), (1_000, "k")):
+        if number >= size:
+            return f"{number // size}{unit}"
+    return str(number)
+
+
 GROWTH = {
     "flight": "calls in flight",
     "threads": "submitting threads",
@@ -188,9 +196,9 @@ def _plot_growth(axes: Any, name: str, rows: list[Measured]) -> None:
             numbers, [statistics.median(measured.peer or ()) for measured in rows], "s:", color="gray", label="peer"
         )
     axes.set_xscale("log")
-    axes.set_xticks(numbers, [f"{number:,}" for number in numbers])
+    axes.set_xticks(numbers, [_short(number) for number in numbers])
     axes.set_xticks([], minor=True)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.15 * axes.get_ylim()[1])
     axes.set_title(GROWTH.get(name, name), fontsize="small")
     axes.set_ylabel("bytes" if rows[0].row.unit == "B" else f"{rows[0].row.unit} each", fontsize="small")
     axes.tick_params(labelsize="x-small")
