@@ -979,6 +979,88 @@ def test_a_forked_child_starts_anew(what: str) -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+FORKED_IN_FLIGHT = """
+import asyncio, concurrent.futures, os, sys, threading, traceback, warnings
+import concurrent.futures.thread  # now: while another thread imports it, a fork fails
+warnings.simplefilter("ignore", DeprecationWarning)  # a fork in a process with threads is what this is about
+from ipyportal.concurrency import *
+
+gate, running, told = threading.Event(), threading.Event(), []
+
+def blocks():
+    running.set()
+    return gate.wait()
+
+async def waits():
+    running.set()
+    return await asyncio.to_thread(gate.wait)
+
+portal = {portal}
+submit = portal.submit if portal else from_sync.call_soon_in_new_thread
+calls = [submit(create_call({fn})), submit(create_call(gate.wait))]  # the other waits behind it, or beside it
+for call in calls:
+    call.add_done_callback(told.append)
+futures = [call.future for call in calls]
+running.wait()
+
+# The race: a thread that does not exist in the child holds their locks.
+held, release = threading.Event(), threading.Event()
+def hold():
+    with calls[0]._lock, calls[1]._lock, futures[0]._condition, futures[1]._condition:
+        held.set()
+        release.wait()
+holds = threading.Thread(target=hold)
+holds.start()
+held.wait()
+
+parent = os.getpid()
+if not (child := os.fork()):
+    try:
+        for call in calls:
+            assert call.done() and call.cancelled() and not call.cancel()
+            for take in call.result, lambda: asyncio.run(call.aresult()):
+                try:
+                    take()
+                except (concurrent.futures.CancelledError, asyncio.CancelledError) as exc:
+                    assert f"in flight in process {{parent}}" in str(exc), exc
+                else:
+                    raise AssertionError(take)
+        concurrent.futures.wait([call.future for call in calls])
+        assert not told
+        assert from_sync.call_in_loop_thread(lambda: asyncio.sleep(0, 5)) == 5
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+release.set()
+holds.join()
+gate.set()
+assert [future.result() for future in futures] == [True, True]
+if portal:
+    portal.shutdown()
+shutdown()
+assert sorted(map(id, told)) == sorted(map(id, calls))
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("fn", ["blocks", "waits"])
+@pytest.mark.parametrize(
+    "portal",
+    [
+        "get_global_loop()",
+        "EventLoopThread()",
+        "WorkerThread()",
+        "ExecutorPortal(concurrent.futures.ThreadPoolExecutor(1), owner=True)",
+        "None",
+    ],
+)
+def test_in_a_forked_child_the_calls_of_its_parent_are_over(portal: str, fn: str) -> None:
+    ran = python(FORKED_IN_FLIGHT.format(portal=portal, fn=fn))
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @needs_fork
 def test_a_child_that_was_forked_while_locks_were_held_has_locks_of_its_own() -> None:
     # The race: other threads hold the engine's locks at the moment of the fork, and do not exist in the child.

@@ -7,13 +7,14 @@ import concurrent.futures
 import contextvars
 import enum
 import inspect
+import os
 import queue
 import sys
 import threading
 import time
 import types
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 from ipyportal.concurrency import interruption
@@ -28,7 +29,16 @@ if TYPE_CHECKING:
     from ipyportal.concurrency.portals import Portal
     from ipyportal.concurrency.waiters import Waiter
 
-__all__ = ["Awaited", "Call", "CallCoroutine", "State", "current_call", "name_of", "start_on_loop"]
+__all__ = [
+    "Awaited",
+    "Call",
+    "CallCoroutine",
+    "State",
+    "current_call",
+    "leave_to_parent",
+    "name_of",
+    "start_on_loop",
+]
 
 T = TypeVar("T")
 R = TypeVar("R")  # of a class method: checkers take the T of a class that is named without it for unknown
@@ -535,6 +545,14 @@ class Call(Generic[T]):
         exc.__cause__ = cause
         return exc
 
+    def _leave_to_parent(self, why: BaseException) -> None:
+        self._lock = threading.RLock()  # a thread that does not exist may hold the other
+        if not self._over:
+            self._value, self._state, self._over = why, _CANCELLED, True
+            # Nobody is told: the callbacks are the parent's. Nothing is dropped: a finalizer might end what it uses.
+            self._callbacks = None
+            self._future = None  # whose lock may be held as well; who asks gets another
+
     # --- waiting for it ------------------------------------------------------------------------------------------
 
     def add_done_callback(self, fn: Callable[[Call[T]], object]) -> None:
@@ -704,6 +722,16 @@ class Call(Generic[T]):
 
 
 _INVOKE_CODE = Call._invoke.__code__
+
+
+def leave_to_parent(calls: Iterable[Call[Any]]) -> None:
+    """In a forked child: end calls that run in threads that do not exist here. Who waits would wait for ever."""
+    why = concurrent.futures.CancelledError(
+        f"the call was in flight in process {os.getppid()} when this process was forked from it: it goes on there, and "
+        "its result is there. Wait for it before the fork, or call the function anew"
+    )
+    for call in calls:
+        call._leave_to_parent(why)
 
 
 def name_of(fn: Any) -> str:

@@ -11,15 +11,17 @@ import concurrent.futures
 import contextvars
 import functools
 import inspect
+import os
 import re
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.calls import Call, State, leave_to_parent
 from ipyportal.concurrency.deadlines import check_timeout, report
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.texts import one_line
@@ -55,7 +57,7 @@ class ExecutorPortal(Portal):
     and its result is dropped; the call's exception has a note that says so.
 
     Done callbacks of a call run in the thread in which the executor tells the outcome, one that it needs for others:
-    they must not wait. In a forked child a portal is as dead as its executor.
+    they must not wait. In a forked child a portal is as dead as its executor, and its calls are over.
 
     As a context manager, leaving it waits for the calls that were submitted, or, if an exception leaves it, cancels
     them.
@@ -117,6 +119,7 @@ class ExecutorPortal(Portal):
         self._ending: Call[None] | None = None
         self._cancelled: deque[concurrent.futures.Future[Any]] = deque()
         self._cancelling: Call[None] | None = None
+        _portals.add(self)
 
     @property
     def name(self) -> str:
@@ -380,6 +383,18 @@ def _explain(exc: BaseException, name: str) -> None:
 
 def _without_colours(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+_portals: weakref.WeakSet[ExecutorPortal] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for portal in list(_portals):
+        leave_to_parent(portal._calls)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _refuse_awaitables(name: str, values: Iterable[Any]) -> None:

@@ -23,7 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency import interruption
-from ipyportal.concurrency.calls import Call, CallCoroutine, start_on_loop
+from ipyportal.concurrency.calls import Call, CallCoroutine, leave_to_parent, start_on_loop
 from ipyportal.concurrency.deadlines import check_timeout, clock
 from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread, undisturbed
 from ipyportal.concurrency.portals import Portal
@@ -127,6 +127,10 @@ class _ThreadPortal(Portal):
             if interrupt is not None:
                 raise interrupt
             return self
+
+    @abc.abstractmethod
+    def _calls(self) -> list[Call[Any]]:
+        """The calls that run or wait here. Nothing may change meanwhile."""
 
     @abc.abstractmethod
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
@@ -241,6 +245,13 @@ class WorkerThread(_ThreadPortal):
                     current.cancel()
         return self._join(timeout)
 
+    def _calls(self) -> list[Call[Any]]:
+        calls = [] if self._current is None else [self._current]
+        while not self._inbox.empty():
+            if (call := self._inbox.get_nowait()) is not None:
+                calls.append(call)
+        return calls
+
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         ready.set_result(None)
         inbox = self._inbox
@@ -309,6 +320,7 @@ class EventLoopThread(_ThreadPortal):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: deque[Call[Any]] = deque()
         self._woken = False
+        self._starting: Call[Any] | None = None
         self._running: set[asyncio.Task[None]] = set()
         self._shutdown_calls: list[Call[Any]] = []
         self._cancel_at_end = False
@@ -369,11 +381,11 @@ class EventLoopThread(_ThreadPortal):
         # Not what is submitted meanwhile, which has woken the loop again: the loop has other things to do, too.
         for _ in range(len(inbox)):
             try:
-                call = inbox.popleft()
+                self._starting = inbox.popleft()
             except IndexError:
                 return  # a `submit` that saw the shutdown has taken its call back
-            start_on_loop(call, loop, self._running)
-            del call  # see `Call._invoke`
+            start_on_loop(self._starting, loop, self._running)
+            self._starting = None
 
     def add_shutdown_call(self, call: Call[T]) -> Call[T]:
         """Have `call` run on the loop when the thread is shut down, after the last call. From any thread.
@@ -430,6 +442,10 @@ class EventLoopThread(_ThreadPortal):
                 loop.call_soon_threadsafe(self._wake_main)
             except RuntimeError:
                 pass  # it has ended
+
+    def _calls(self) -> list[Call[Any]]:
+        starting = [] if self._starting is None else [self._starting]
+        return [*starting, *self._inbox, *filter(None, map(_call_of, self._running)), *self._shutdown_calls]
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         try:
@@ -522,11 +538,14 @@ class EventLoopThread(_ThreadPortal):
             )
 
 
+def _call_of(task: asyncio.Task[None]) -> Call[Any] | None:
+    coroutine = task.get_coro()
+    return coroutine._call if isinstance(coroutine, CallCoroutine) else None
+
+
 def _cancel_call_of(task: asyncio.Task[None]) -> None:
     # Through the call, if that can be: it is interrupted once, and not by others, too, in the middle of its clean-up.
-    coroutine = task.get_coro()
-    call = coroutine._call if isinstance(coroutine, CallCoroutine) else None
-    if call is None:
+    if (call := _call_of(task)) is None:
         task.cancel()
     else:
         call.cancel()
@@ -945,12 +964,17 @@ def _before_threads_are_joined() -> None:
 def _after_fork() -> None:
     # Only the thread that forked lives on here, and locks may be held by threads that do not exist.
     global _globals_lock, _global_loop, _lender
+    here = threading.current_thread()
+    calls = [lent.current for lent in _lender.all if lent.current is not None and lent.thread is not here]
     _globals_lock = threading.RLock()
     _global_loop = None
     _lender = _Lender()
     interruption._after_fork()
     for portal in list(_threads):
+        if portal._thread is not here:
+            calls += portal._calls()
         portal._reset()
+    leave_to_parent(calls)
 
 
 if hasattr(os, "register_at_fork"):
