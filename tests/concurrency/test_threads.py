@@ -1061,6 +1061,31 @@ def test_in_a_forked_child_the_calls_of_its_parent_are_over(portal: str, fn: str
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+FORKING_CALL = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from ipyportal.concurrency import *
+
+def forks():
+    behind = portal.submit(create_call(int))
+    if not (child := os.fork()):
+        own = current_call()
+        os._exit(7 if behind.cancelled() and own.running() and not own.cancelled() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), lambda: behind
+
+with {portal}() as portal:
+    status, behind = portal.submit(create_call(forks)).result()
+    assert (status, behind().result()) == (7, 0)
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("portal", ["EventLoopThread", "WorkerThread"])
+def test_a_call_that_forks_goes_on_in_the_child_and_those_behind_it_do_not(portal: str) -> None:
+    ran = python(FORKING_CALL.format(portal=portal))
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @needs_fork
 def test_a_child_that_was_forked_while_locks_were_held_has_locks_of_its_own() -> None:
     # The race: other threads hold the engine's locks at the moment of the fork, and do not exist in the child.

@@ -546,7 +546,6 @@ class Call(Generic[T]):
         return exc
 
     def _leave_to_parent(self, why: BaseException) -> None:
-        self._lock = threading.RLock()  # a thread that does not exist may hold the other
         if not self._over:
             self._value, self._state, self._over = why, _CANCELLED, True
             # Nobody is told: the callbacks are the parent's. Nothing is dropped: a finalizer might end what it uses.
@@ -725,13 +724,16 @@ _INVOKE_CODE = Call._invoke.__code__
 
 
 def leave_to_parent(calls: Iterable[Call[Any]]) -> None:
-    """In a forked child: end calls that run in threads that do not exist here. Who waits would wait for ever."""
+    """In a forked child: end calls that no thread runs here. Who waits for one would wait for ever."""
     why = concurrent.futures.CancelledError(
         f"the call was in flight in process {os.getppid()} when this process was forked from it: it goes on there, and "
         "its result is there. Wait for it before the fork, or call the function anew"
     )
+    here, own = interruptible_thread(), current_call()
     for call in calls:
-        call._leave_to_parent(why)
+        call._lock = threading.RLock()  # a thread that does not exist may hold the other
+        if call is not own and not here.runs(call):  # else it is the one that forked
+            call._leave_to_parent(why)
 
 
 def name_of(fn: Any) -> str:

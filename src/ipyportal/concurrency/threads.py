@@ -964,15 +964,13 @@ def _before_threads_are_joined() -> None:
 def _after_fork() -> None:
     # Only the thread that forked lives on here, and locks may be held by threads that do not exist.
     global _globals_lock, _global_loop, _lender
-    here = threading.current_thread()
-    calls = [lent.current for lent in _lender.all if lent.current is not None and lent.thread is not here]
+    calls = [lent.current for lent in _lender.all if lent.current is not None]
     _globals_lock = threading.RLock()
     _global_loop = None
     _lender = _Lender()
     interruption._after_fork()
     for portal in list(_threads):
-        if portal._thread is not here:
-            calls += portal._calls()
+        calls += portal._calls()
         portal._reset()
     leave_to_parent(calls)
 
