@@ -30,6 +30,8 @@ def this_interpreter(manager: type) -> Any:
                 argv=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}", "--log-level=ERROR"],
                 display_name=f"Python ({sys.prefix})",
                 language="python",
+                # The debugger, which older ipykernels import when they start, would warn on stderr.
+                env={"PYDEVD_DISABLE_FILE_VALIDATION": "1"},
             )
 
     return ThisInterpreter
