@@ -186,20 +186,33 @@ class Kernel:
         self._cwd = cwd
         self._env = dict(env or {})
         self._arguments = list(arguments)
-        self._folder = tempfile.TemporaryDirectory(prefix="ipyportal-kernel-", ignore_cleanup_errors=True)
-        self._log = Path(self._folder.name, "log")
         self._manager: KernelManager | None = None
         self._arrival = threading.Condition()
+        self._reads_output = True
+        self._reset()
+
+    def _reset(self) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="ipyportal-kernel-", ignore_cleanup_errors=True)
+        self._log = Path(self._folder.name, "log")
         self._requests: dict[str, Pending] = {}
         self._outbox: deque[tuple[str, Message]] = deque()
         self._stopping = False
-        self._reads_output = True
         self._can_be_asked = False
 
     # Life
 
     def start(self) -> Self:
         """Start the kernel and wait until it answers, `START_TIMEOUT` seconds at most."""
+        try:
+            return self._start()
+        except KernelDied as exc:
+            # jupyter_client looks for free ports, and another process may take one before the kernel does.
+            if "Address already in use" not in "".join(exc.__notes__):
+                raise
+        self._reset()
+        return self._start()
+
+    def _start(self) -> Self:
         # pydevd warns about frozen modules on stderr; a user's IPython profile must not count here.
         env = {"PYDEVD_DISABLE_FILE_VALIDATION": "1", "IPYTHONDIR": self._folder.name}
         self._manager = _ThisInterpreter(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 from typing import Any
 
 import psutil
 import pytest
 import zmq
+from jupyter_client.connect import LocalPortCache
 
 from .kernel import Kernel, KernelDied
 
@@ -119,6 +121,17 @@ class SlowToControl(Kernel):
 def test_a_kernel_is_ready_when_all_sockets_are_connected() -> None:
     with SlowToControl():
         assert len(psutil.Process().net_connections("tcp4")) == 5  # and no more come: they would count as left behind
+
+
+def test_a_kernel_whose_port_is_taken_meanwhile_gets_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        find, ports = LocalPortCache.find_available_port, [taken.getsockname()[1]]
+        monkeypatch.setattr(
+            LocalPortCache, "find_available_port", lambda self, ip: ports.pop() if ports else find(self, ip)
+        )
+        with Kernel() as kernel:
+            assert kernel.execute("6 * 7").result == "42"
+        assert ports == []
 
 
 def test_a_cell_that_may_not_ask_for_input_fails(kernel: Kernel) -> None:
