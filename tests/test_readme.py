@@ -43,7 +43,8 @@ def test_each_python_block_says_how_it_is_run() -> None:
 
 
 def test_the_cells_give_the_outputs_shown_below_them() -> None:
-    with Kernel() as kernel:
+    # Where another dask cluster runs, dask says that its dashboard's port is taken.
+    with Kernel(env={"PYTHONWARNINGS": "ignore:Port 8787 is already in use:UserWarning"}) as kernel:
         for block in blocks("cell"):
             reply = kernel.execute(block.code)
             assert reply.error is None, f"{block.code}\n{reply.error.traceback}"
