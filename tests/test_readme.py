@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.notebook.conftest import loop_of_jupyter_client  # noqa: F401 - a fixture of the session
-from tests.notebook.kernel import Kernel
+from tests.notebook.kernel import BESIDE_ANOTHER_CLUSTER, Kernel
 
 ROOT = Path(__file__).parents[1]
 TEXT = ROOT.joinpath("README.md").read_text(encoding="utf-8")
@@ -43,8 +43,7 @@ def test_each_python_block_says_how_it_is_run() -> None:
 
 
 def test_the_cells_give_the_outputs_shown_below_them() -> None:
-    # Where another dask cluster runs, dask says that its dashboard's port is taken.
-    with Kernel(env={"PYTHONWARNINGS": "ignore:Port 8787 is already in use:UserWarning"}) as kernel:
+    with Kernel(env=BESIDE_ANOTHER_CLUSTER) as kernel:
         for block in blocks("cell"):
             reply = kernel.execute(block.code)
             assert reply.error is None, f"{block.code}\n{reply.error.traceback}"

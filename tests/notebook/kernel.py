@@ -37,12 +37,15 @@ from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 from zmq.utils.monitor import recv_monitor_message
 
-__all__ = ["Error", "Kernel", "KernelDied", "Message", "Pending", "Reply"]
+__all__ = ["BESIDE_ANOTHER_CLUSTER", "Error", "Kernel", "KernelDied", "Message", "Pending", "Reply"]
 
 Message = dict[str, Any]
 """A message of the Jupyter protocol, as ``jupyter_client.session.Session`` reads it."""
 
 ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+BESIDE_ANOTHER_CLUSTER = {"PYTHONWARNINGS": "ignore:Port 8787 is already in use:UserWarning"}
+"""The environment of a kernel that starts a dask cluster: where another runs, dask says that its port is taken."""
+
 START_TIMEOUT = 60.0
 LIVENESS_INTERVAL = 0.25
 

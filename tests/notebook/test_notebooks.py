@@ -20,7 +20,7 @@ from nbformat import NotebookNode
 from nbformat.v4 import output_from_msg
 
 from tests.browser import need_browser
-from tests.notebook.kernel import Kernel, Message, Pending
+from tests.notebook.kernel import BESIDE_ANOTHER_CLUSTER, Kernel, Message, Pending
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -44,7 +44,7 @@ def executed(notebook: NotebookNode) -> list[list[NotebookNode]]:
         AssertionError: A cell failed.
     """
     pending: list[Pending] = []
-    with Kernel(cwd=FOLDER) as kernel:
+    with Kernel(cwd=FOLDER, env=BESIDE_ANOTHER_CLUSTER) as kernel:
         for cell in code_cells(notebook):
             pending.append(kernel.execute_async(cell.source))
             reply = pending[-1].reply(CELL_TIMEOUT)
