@@ -1066,23 +1066,36 @@ import os, warnings
 warnings.simplefilter("ignore", DeprecationWarning)
 from ipyportal.concurrency import *
 
+own = []  # calls that run in the thread that forks
+behind = []
+
 def forks():
-    behind = portal.submit(create_call(int))
+    own.append(current_call())
+    behind.append(portal.submit(create_call(int)))
     if not (child := os.fork()):
-        own = current_call()
-        os._exit(7 if behind.cancelled() and own.running() and not own.cancelled() else 1)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), lambda: behind
+        os._exit(7 if behind[0].cancelled() and all(call.running() for call in own) else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+async def forks_async():
+    return forks()
+
+def forks_in_another():
+    own.append(current_call())
+    inner = create_call(forks)
+    inner.run()
+    return inner.result()
 
 with {portal}() as portal:
-    status, behind = portal.submit(create_call(forks)).result()
-    assert (status, behind().result()) == (7, 0)
+    assert portal.submit(create_call({fn})).result() == 7
+    assert behind[0].result() == 0
 """
 
 
 @needs_fork
+@pytest.mark.parametrize("fn", ["forks", "forks_async", "forks_in_another"])
 @pytest.mark.parametrize("portal", ["EventLoopThread", "WorkerThread"])
-def test_a_call_that_forks_goes_on_in_the_child_and_those_behind_it_do_not(portal: str) -> None:
-    ran = python(FORKING_CALL.format(portal=portal))
+def test_a_call_that_forks_goes_on_in_the_child_and_those_behind_it_do_not(portal: str, fn: str) -> None:
+    ran = python(FORKING_CALL.format(portal=portal, fn=fn))
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

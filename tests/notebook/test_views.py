@@ -444,7 +444,7 @@ def test_a_card_of_a_portal_without_a_name_is_kept_up_to_date(shared: Kernel) ->
 
 def test_calls_of_hostile_names_are_listed_printed_and_cancelled(shared: Kernel) -> None:
     shared.value("job = submit(asyncio.sleep, 60, on=EventLoopThread(name=hostile))\njob.name = hostile\nNone")
-    shared.value("while not job.running(): __import__('time').sleep(0.001)")
+    shared.value("while not job.running(): time.sleep(0.001)")
     reply = shared.execute("print(job)\njob")
     assert reply.stdout.startswith("<Call <script>\"'& \\x1b[31m\\u202e\\ud800xxx")
     shown_by(shared, "job")

@@ -130,7 +130,7 @@ class _ThreadPortal(Portal):
 
     @abc.abstractmethod
     def _calls(self) -> list[Call[Any]]:
-        """The calls that run or wait here. Nothing may change meanwhile."""
+        """The calls that run or wait here. In a forked child, before `_reset`: it may take them out."""
 
     @abc.abstractmethod
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
@@ -320,7 +320,7 @@ class EventLoopThread(_ThreadPortal):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: deque[Call[Any]] = deque()
         self._woken = False
-        self._starting: Call[Any] | None = None
+        self._starting: Call[Any] | None = None  # between the inbox and `_running`, where a fork would miss it
         self._running: set[asyncio.Task[None]] = set()
         self._shutdown_calls: list[Call[Any]] = []
         self._cancel_at_end = False
@@ -384,8 +384,10 @@ class EventLoopThread(_ThreadPortal):
                 self._starting = inbox.popleft()
             except IndexError:
                 return  # a `submit` that saw the shutdown has taken its call back
-            start_on_loop(self._starting, loop, self._running)
-            self._starting = None
+            try:
+                start_on_loop(self._starting, loop, self._running)
+            finally:
+                self._starting = None
 
     def add_shutdown_call(self, call: Call[T]) -> Call[T]:
         """Have `call` run on the loop when the thread is shut down, after the last call. From any thread.
