@@ -22,9 +22,8 @@ from ipyportal.concurrency import get_global_loop, shield
 from .concurrency.conftest import often  # noqa: F401 - a fixture
 from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, soon, until
 from .hostile import hostile_values
-from .test_streams import PLACES, in_a_call, in_main
+from .places import every_place, in_a_call, in_main
 
-every_place = pytest.mark.parametrize("place", PLACES)
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
 
 

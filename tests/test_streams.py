@@ -8,7 +8,7 @@ import gc
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -17,10 +17,11 @@ import httpx
 import pytest
 
 from ipyportal import EventLoopThread, WorkerThread, enter, get_global_loop, iterate, run, submit
-from ipyportal.concurrency import Call, can_suspend, from_async
+from ipyportal.concurrency import Call, from_async
 
 from .concurrency.conftest import often, reported  # noqa: F401 - fixtures
 from .concurrency.helpers import Gate, press_stop, press_stop_in_a_wait, python, soon, until
+from .places import every_place, in_a_task_that_blocks_its_loop, in_main
 from .web import web
 
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
@@ -60,47 +61,6 @@ class Watched:
     @property
     def one_task(self) -> bool:
         return len(set(self.tasks)) == 1
-
-
-def in_main(fn: Callable[[], Any]) -> Any:
-    return fn()
-
-
-def in_a_thread(fn: Callable[[], Any]) -> Any:
-    return run(fn, on="thread")
-
-
-def in_a_worker(fn: Callable[[], Any]) -> Any:
-    with WorkerThread() as worker:
-        return run(fn, on=worker)
-
-
-def in_a_call(fn: Callable[[], Any]) -> Any:
-    """In synchronous code of a call on the loop thread, which can be suspended."""
-
-    async def call() -> Any:
-        assert can_suspend()
-        return fn()
-
-    return run(call)
-
-
-def in_a_foreign_task(fn: Callable[[], Any]) -> Any:
-    async def main() -> Any:
-        assert not can_suspend()
-        return fn()
-
-    return asyncio.run(main())
-
-
-PLACES = [
-    in_main,
-    in_a_thread,
-    in_a_worker,
-    in_a_call,
-    pytest.param(in_a_foreign_task, marks=pytest.mark.filterwarnings("ignore:run.. blocks the event loop")),
-]
-every_place = pytest.mark.parametrize("place", PLACES)
 
 
 # --- iterate ---------------------------------------------------------------------------------------------------------
@@ -511,7 +471,7 @@ def test_a_task_group_around_the_body_waits_for_its_tasks(place: Any) -> None:
         with enter(asyncio.TaskGroup()) as group:
             run(start, group)
 
-    if place is in_a_foreign_task:
+    if place is in_a_task_that_blocks_its_loop:
         place = in_main
     place(body)
     assert sorted(done) == [0, 1, 2]
@@ -721,7 +681,7 @@ def address() -> Iterator[str]:
         yield address
 
 
-@pytest.mark.parametrize("place", [in_main, in_a_thread, in_a_call])
+@every_place
 def test_a_streaming_response_is_read_line_by_line(place: Any, address: str) -> None:
     def read() -> list[str]:
         with (

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
 from ipyportal import get_worker_thread, run, submit
+
+from .concurrency.helpers import python
 
 
 async def soon() -> int:
@@ -16,14 +20,73 @@ async def soon() -> int:
     return 1
 
 
-def test_a_task_of_the_loop_that_the_wait_would_block_is_refused_with_the_remedy() -> None:
+def test_a_task_of_the_loop_that_the_wait_would_block_is_refused_with_the_remedy(uvloop: Any) -> None:
     async def main() -> None:
         task = asyncio.create_task(soon())
-        with pytest.raises(RuntimeError, match="Task of this thread's own loop would never end.*%load_ext ipyportal"):
+        with pytest.raises(
+            RuntimeError, match="Task of this thread's own loop would never end.*and this is uvloop.Loop"
+        ):
             run(task)
         assert await task == 1
 
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+
+def test_a_task_that_waits_for_itself_is_told_so_at_once() -> None:
+    async def main() -> None:
+        with pytest.raises(RuntimeError, match="Task cannot await on itself"):
+            run(asyncio.current_task())  # type: ignore[arg-type]
+
     asyncio.run(main())
+
+
+def test_a_loop_that_is_blocked_is_warned_of_once_with_advice_that_fits(
+    uvloop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> int:
+        return run(soon()) + run(soon())
+
+    monkeypatch.setattr("ipyportal.sync._warned", False)
+    with (
+        pytest.warns(RuntimeWarning, match=r"blocks the event loop.*this is uvloop.Loop. Use await; or") as warned,
+        asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
+    ):
+        assert runner.run(main()) == 2
+    assert len(warned) == 1
+    assert "%load_ext" not in str(warned[0].message)
+
+
+def test_trio_is_warned_of_and_its_coroutines_are_told_where_they_run() -> None:
+    if find_spec("trio") is None:
+        pytest.skip("needs the package trio")
+    # In a process of its own: trio changes what hypothesis does when it is imported.
+    result = python("""
+        import asyncio, warnings, trio
+        from ipyportal import run
+
+        async def soon():
+            await asyncio.sleep(0)
+            return 1
+
+        async def main():
+            return run(soon()) + run(soon())
+
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            print(trio.run(main), *[warning.message for warning in warned])
+        try:
+            run(trio.lowlevel.cancel_shielded_checkpoint())
+        except RuntimeError as error:
+            print(error, *error.__notes__)
+        print(run(trio.run, trio.sleep, 0, on="thread"))
+    """)
+    first, second, third = result.stdout.splitlines()
+    assert first.startswith("2 run() blocks the event loop"), result.stderr
+    assert first.endswith("Use await; or await trio.to_thread.run_sync(function), and run() in that function")
+    assert "Task got bad yield" in second
+    assert 'run(trio.run, function, on="thread")' in second
+    assert third == "None"
 
 
 def test_a_task_that_is_done_gives_its_result_also_there() -> None:

@@ -22,11 +22,10 @@ import pytest
 from ipyportal import EventLoopThread, enter, iterate, map, run, syncify
 
 from .concurrency.helpers import Gate, press_stop_in_a_wait
-from .test_streams import PLACES
+from .places import PLACES, every_place, in_a_task_that_blocks_its_loop
 from .web import web
 
 ROOT = Path(__file__).parents[1]
-every_place = pytest.mark.parametrize("place", PLACES)
 
 
 @syncify
@@ -346,7 +345,7 @@ def test_the_twin_of_an_http_client(place: Any, address: str) -> None:
             pages = [client.get(f"/{n}").text for n in range(3)]
             with client.stream("GET", "/lines/3") as response:
                 lines = list(iterate(response.aiter_lines()))
-            many = map(client.aio.get, ["/a", "/b"]) if place is not PLACES[-1].values[0] else None  # type: ignore[union-attr]
+            many = map(client.aio.get, ["/a", "/b"]) if place is not in_a_task_that_blocks_its_loop else None
         assert client.is_closed
         return pages, lines, many and [response.text for response in many]
 

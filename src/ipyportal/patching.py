@@ -3,12 +3,13 @@
 asyncio refuses both there, because who calls them would block the loop that runs. A caller that can be suspended does
 not, so while the patch is on
 
-- ``loop.run_until_complete(x)`` of the loop that runs is ``run(x)``: x is awaited there, the caller suspended;
-- ``asyncio.run``, ``Runner.run`` and ``run_until_complete`` of *another* loop mean what they always mean. They run in
-  a thread that is lent for it, in which no loop runs, while the caller is suspended.
+- ``loop.run_until_complete(x)`` of the loop that runs is ``run(x)``: x is awaited there, the caller suspended; and
+  ``loop.run_forever()`` suspends its caller until ``loop.stop()``;
+- ``asyncio.run``, ``Runner.run``, and ``run_until_complete`` and ``run_forever`` of *another* loop mean what they
+  always mean. They run in a thread that is lent for it, in which no loop runs, while the caller is suspended.
 
-Everything else goes to what stood in their place before. The tasks of all loops can be suspended meanwhile
-(`ipyportal.concurrency.turns`), so that the callers may be in tasks, too.
+Everything else goes to what stood in their place before. Loops run their turns in workers meanwhile
+(`ipyportal.concurrency.turns`), so that one can be stopped whoever stands still.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 import asyncio.runners
 import functools
 import inspect
+import os
 import sys
 import threading
 import warnings
@@ -26,7 +28,6 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ipyportal import sync
 from ipyportal.concurrency import turns
 from ipyportal.concurrency.calls import name_of
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
@@ -47,8 +48,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 class _Main:
     """The main task of such a loop. A cancel of the call that runs the loop is a cancel of this task."""
 
-    def __init__(self) -> None:
+    def __init__(self, stop: Callable[[], object] | None = None) -> None:
         self._future: asyncio.Future[Any] | None = None
+        self._stop = stop  # what ends a loop that has no main task
         self._asked = False
         self._told = False
 
@@ -56,6 +58,8 @@ class _Main:
         """Cancel it, now or when it begins. From any thread."""
         # First the flag, then the look: `_begin` does it the other way round, so that one of the two sees the other.
         self._asked = True
+        if self._stop is not None:
+            self._stop()
         if (future := self._future) is not None:
             try:
                 future.get_loop().call_soon_threadsafe(self._tell)
@@ -93,10 +97,10 @@ class _Main:
         return suspendable(main())
 
 
-def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None) -> Any:
+def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None, stop: Callable[[], object] | None = None) -> Any:
     """``start(work)`` in a thread in which no loop runs, the caller suspended; `start` runs a loop for `work`."""
     __tracebackhide__ = True
-    main = _Main()
+    main = _Main(stop)
     coroutine = main.of(work)
 
     def call() -> tuple[Any]:
@@ -147,7 +151,7 @@ def _end_thread(owner: Any) -> None:
 class _Replaced:
     """One attribute that was replaced, and the way back."""
 
-    def __init__(self, owner: Any, name: str, replacement: Callable[..., Any], *, own: bool = True) -> None:
+    def __init__(self, owner: Any, name: str, replacement: Any, *, own: bool = True) -> None:
         self.owner = owner
         self.name = name
         self.before = vars(owner)[name] if own else None
@@ -166,6 +170,7 @@ class _Replaced:
 _lock = threading.RLock()
 _users = 0
 _replaced: list[_Replaced] = []
+_pid = os.getpid()  # of the process that has patched
 
 _REFUSALS = ("from a running event loop", "event loop is already running", "another loop is running")
 _NOTE = (
@@ -186,30 +191,12 @@ def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _why_not() -> str:
-    loop = asyncio._get_running_loop()
     if not greenlets_available():
         return "the package greenlet is not installed"
-    if _in_a_bare_kernel():
-        return "the extension is not loaded (%load_ext ipyportal, in an earlier cell)"
-    task = asyncio.current_task()
-    if task is None:
-        return "it is a callback of the loop, and no task"
-    if not isinstance(loop, asyncio.BaseEventLoop):
-        return f"it is in a task of {loop_name(loop)}, which is not asyncio's own kind of loop"
-    if not any(type(loop)._run_once is one.replacement for one in _replaced):  # type: ignore[attr-defined]
-        return f"it is in a task, and the turns of {loop_name(loop)} are not patched"
-    if not turns.made_in_turns(task):
-        return (
-            "its task was made before the patch came on, as that of the cell that loads the extension, or not by "
-            "create_task(); later tasks and cells can be"
-        )
-    return "the patch came on in this very turn of the loop"
-
-
-def _in_a_bare_kernel() -> bool:
-    """Whether this is a kernel without the extension, whose stop button would end a kernel that is suspended."""
-    kernelapp = sys.modules.get("ipykernel.kernelapp")
-    return type(sync.host) is sync.Host and kernelapp is not None and kernelapp.IPKernelApp.initialized()
+    return (
+        f"{loop_name(asyncio._get_running_loop())}, which runs here, is not asyncio's own kind of loop. Its cells and "
+        "its calls can be suspended, other tasks and callbacks cannot"
+    )
 
 
 def loop_name(loop: Any) -> str:
@@ -281,6 +268,10 @@ def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., A
     def run_until_complete(self: asyncio.AbstractEventLoop, future: Any) -> Any:
         __tracebackhide__ = True
         if self.is_closed() or not _suspends():
+            if _users and os.getpid() != _pid and asyncio._get_running_loop() is None and self.is_running():
+                # In a forked child the loop of the parent looks as if it ran. It shares that one's selector, and may
+                # not be touched.
+                return asyncio.run(_of_loop(self, future))
             return _refused(original, self, future)
         if self is asyncio.get_running_loop():
             return _await_here(_of_loop(self, future))
@@ -289,6 +280,62 @@ def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., A
         return _elsewhere(_thread_of(self), lambda future: original(self, future), future)
 
     return run_until_complete
+
+
+_forever: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[asyncio.Future[None]]] = weakref.WeakKeyDictionary()
+"""What ``stop()`` of a loop ends that runs: the waits of ``run_forever()`` in its own callers, the innermost last."""
+
+
+def _patched_run_forever(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run_forever(self: asyncio.AbstractEventLoop) -> None:
+        __tracebackhide__ = True
+        if self.is_closed() or not _suspends():
+            _refused(original, self)
+        elif self is asyncio.get_running_loop():
+            stopped = self.create_future()
+            waits = _forever.setdefault(self, [])
+            waits.append(stopped)
+            try:
+                _await_here(stopped)
+            finally:
+                waits.remove(stopped)
+        elif self.is_running():
+            original(self)  # in another thread: refused
+        else:
+            _elsewhere(_thread_of(self), lambda _: original(self), stop=lambda: self.call_soon_threadsafe(self.stop))
+
+    return run_forever
+
+
+def _patched_stop(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def stop(self: asyncio.AbstractEventLoop) -> None:
+        for stopped in reversed(_forever.get(self, ())):
+            if not stopped.done():
+                stopped.set_result(None)
+                return
+        original(self)
+
+    return stop
+
+
+def _patched_add_signal_handler(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def add_signal_handler(self: asyncio.AbstractEventLoop, sig: int, callback: Any, *args: Any) -> None:
+        __tracebackhide__ = True
+        try:
+            original(self, sig, callback, *args)
+        except (RuntimeError, ValueError) as exc:
+            if threading.current_thread() is threading.main_thread():
+                raise
+            # What libraries expect where signals cannot be had, as on Windows: they go on without.
+            raise NotImplementedError(
+                "signals reach the main thread alone, and this loop runs in another one while asyncio is patched; the "
+                "stop button cancels its main task"
+            ) from exc
+
+    return add_signal_handler
 
 
 def _of_loop(loop: asyncio.AbstractEventLoop, future: Any) -> Any:
@@ -333,15 +380,18 @@ _UNUSED = "does nothing; type `with patch_asyncio():`, or %portal patch on for a
 def patch_asyncio() -> _Patch:
     """Have ``asyncio.run()`` and the like work in a ``with`` block where a loop runs already. From any thread.
 
-    In the whole process: `asyncio.run`, `asyncio.Runner.run` and ``loop.run_until_complete``, called in a task of a
-    loop that runs, suspend their caller instead of raising RuntimeError, and the loop goes on. asyncio's tasks and
-    futures stay what they are. Where no loop runs, nothing changes. Blocks may be nested and overlap; when the last
-    one is left, everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
+    In the whole process: `asyncio.run`, `asyncio.Runner.run`, ``loop.run_until_complete`` and ``loop.run_forever``,
+    called in a task or a callback of a loop that runs, suspend their caller instead of raising RuntimeError, and the
+    loop goes on. ``loop.stop()`` ends the innermost ``run_forever()`` of that loop. asyncio's tasks and futures stay
+    what they are. Where no loop runs, nothing changes. Blocks may be nested and overlap; when the last one is left,
+    everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
+
+    A loop of its own runs in another thread meanwhile. Signals do not reach that, so ``loop.add_signal_handler`` raises
+    NotImplementedError there, as it does on Windows.
 
     A caller that cannot be suspended gets asyncio's RuntimeError, with a note that says why and what to type instead:
-    a callback of the loop, which is no task; a task that was made before the patch came on; a cell of a kernel in
-    which the extension is not loaded. Code that has taken the name before (``from asyncio import run``) keeps asyncio's
-    own.
+    where the package greenlet is missing, and in tasks and callbacks of a loop that is not asyncio's own (uvloop). Code
+    that has taken the name before (``from asyncio import run``) keeps asyncio's own.
 
     Example:
         >>> import asyncio
@@ -387,7 +437,6 @@ def _leave() -> None:
     with _lock:
         _users -= 1
         if _users == 0:
-            turns.in_turns(False)
             while _replaced:
                 _replaced.pop().put_back()
             for owner in list(_threads):
@@ -395,22 +444,42 @@ def _leave() -> None:
 
 
 def _install() -> None:
+    global _pid
+    _pid = os.getpid()
     loops = asyncio.BaseEventLoop
     _replaced.append(_Replaced(asyncio, "run", _patched_run(asyncio.run)))
     _replaced.append(_Replaced(asyncio.Runner, "run", _patched_runner_run(asyncio.Runner.run)))
     _replaced.append(_Replaced(asyncio.Runner, "close", _patched_runner_close(asyncio.Runner.close)))
-    until_complete = _patched_run_until_complete(loops.run_until_complete)
-    _replaced.append(_Replaced(loops, "run_until_complete", until_complete))
+    _replaced.append(_Replaced(loops, "run_until_complete", _patched_run_until_complete(loops.run_until_complete)))
+    _replaced.append(_Replaced(loops, "run_forever", _patched_run_forever(loops.run_forever)))
+    _replaced.append(_Replaced(loops, "stop", _patched_stop(loops.stop)))
+    if "add_signal_handler" in vars(asyncio.SelectorEventLoop):  # not on Windows
+        unix: Any = asyncio.SelectorEventLoop
+        _replaced.append(_Replaced(unix, "add_signal_handler", _patched_add_signal_handler(unix.add_signal_handler)))
     if (uvloop := sys.modules.get("uvloop")) is not None:
-        of_uvloop = _patched_run_until_complete(uvloop.Loop.run_until_complete)
-        try:
-            _replaced.append(_Replaced(uvloop.Loop, "run_until_complete", of_uvloop, own=False))
-        except TypeError:
-            pass  # a type of C: `report` says so
+        _patch_kind(uvloop.Loop)
+    _replaced.append(
+        _Replaced(asyncio.AbstractEventLoop, "__init_subclass__", classmethod(_patch_kind_made_later), own=False)
+    )
     if turns.turns_possible():
         _replaced.append(_Replaced(loops, "_run_once", turns.run_once))
-        _replaced.append(_Replaced(loops, "create_task", turns.create_task))
-        turns.in_turns(True, lambda: not _in_a_bare_kernel())
+
+
+def _patch_kind(kind: Any) -> None:
+    """Patch a kind of loop that has a `run_until_complete` of its own."""
+    try:
+        patched = _patched_run_until_complete(kind.run_until_complete)
+        _replaced.append(_Replaced(kind, "run_until_complete", patched, own="run_until_complete" in vars(kind)))
+    except TypeError:
+        pass  # a type of C: `report` says so
+
+
+def _patch_kind_made_later(kind: Any) -> None:
+    """What `asyncio.AbstractEventLoop.__init_subclass__` is while the patch is on: uvloop may be imported by then."""
+    super(asyncio.AbstractEventLoop, kind).__init_subclass__()
+    with _lock:
+        if _users and not issubclass(kind, asyncio.BaseEventLoop):
+            _patch_kind(kind)
 
 
 def patched() -> bool:
@@ -429,6 +498,6 @@ def report() -> str:
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
             said.append(f"run_until_complete() of {loop_name(loop)} is not patched")
-        if not any(getattr(type(loop), "_run_once", None) is one.replacement for one in _replaced):
-            said.append(f"tasks of {loop_name(loop)} cannot be suspended, cells can")
+        if not turns.loop_has_turns(loop):
+            said.append(f"tasks and callbacks of {loop_name(loop)} cannot be suspended, cells can")
     return "; ".join(said)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from ipyportal.concurrency.asyncio_inside import own_context
 from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.deadlines import clock, report
 from ipyportal.concurrency.executors import ExecutorPortal
@@ -69,12 +70,16 @@ class Steps:
             on = get_route()
         if isinstance(on, ExecutorPortal):
             raise TypeError(f"{name} takes more than one step, and {on.name} runs functions: run, submit or map them")
-        if on is None and self._caller is not None:
+        if on is None and self._caller is not None and asyncio.current_task() is not None:
             self._loop = asyncio.get_running_loop()
         else:
-            self._portal = TaskPortal(name, clean_up, cancelled)
+            submit, context = _submitter(on), None
+            if on is None and self._caller is not None:
+                # A callback of the loop has no task. It gets one, which runs in its context while it waits.
+                submit, context = LoopPortal(asyncio.get_running_loop(), "this thread's loop").submit, own_context()
+            self._portal = TaskPortal(name, clean_up, cancelled, context)
             try:
-                self._portal.start(_submitter(on))
+                self._portal.start(submit)
             except BaseException:  # interrupted: it may have been started
                 self._portal.end()
                 raise

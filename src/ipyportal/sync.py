@@ -6,8 +6,10 @@ The rule of where a call runs and how its caller waits is the table in `run`'s d
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import inspect
 import signal
+import sys
 import threading
 import types
 import warnings
@@ -21,8 +23,8 @@ from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_a
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import add_note
-from ipyportal.concurrency.suspension import suspend, suspendable_here
-from ipyportal.concurrency.texts import short_repr
+from ipyportal.concurrency.suspension import greenlets_available, suspend, suspendable_here
+from ipyportal.concurrency.texts import short_repr, type_name
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 
 __all__ = ["HERE", "RULE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
@@ -41,20 +43,30 @@ RULE: Any = object()
 """For ``on=``: the rule, whatever `set_route` says."""
 
 
-class _KeyboardInterrupts:
+class KeyboardInterrupts:
     """A block of code in which SIGINT raises KeyboardInterrupt; `handler` is put back afterwards.
 
     No generator: `contextlib` sets attributes of what passes through one, and a frozen dataclass refuses that.
+
+    Args:
+        handler: The handler of SIGINT that was found.
+        as_cancel: KeyboardInterrupt leaves the block as `concurrent.futures.CancelledError`, for a loop's callback or
+            task that is no cell: KeyboardInterrupt would end that loop.
     """
 
-    def __init__(self, handler: Any) -> None:
+    def __init__(self, handler: Any, *, as_cancel: bool = False) -> None:
         self._handler = handler
+        self._as_cancel = as_cancel
 
     def __enter__(self) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(self, exc_type: Any, exc: BaseException | None, traceback: object) -> None:
         signal.signal(signal.SIGINT, self._handler)
+        if self._as_cancel and isinstance(exc, KeyboardInterrupt):
+            raise concurrent.futures.CancelledError(
+                "the stop button has ended this wait, which blocked the kernel"
+            ) from None
 
 
 class Host:
@@ -67,22 +79,21 @@ class Host:
         """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the handler.
 
         A loop's own handler of SIGINT, as ipykernel has for asynchronous cells, only asks the loop to cancel a task.
-        A loop that is blocked never does.
+        A loop that is blocked never does. And between cells ipykernel ignores SIGINT: nobody could end the wait.
         """
         handler: Any = None
         if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
             handler = signal.getsignal(signal.SIGINT)
-        if handler is None or handler in (signal.default_int_handler, signal.SIG_IGN, signal.SIG_DFL):
+        if handler is None or handler in (signal.default_int_handler, signal.SIG_DFL):
             return nullcontext()
-        return _KeyboardInterrupts(handler)
+        return KeyboardInterrupts(handler, as_cancel=handler is signal.SIG_IGN)
 
-    def advice(self) -> str:
-        """What to do about a caller that cannot be suspended."""
-        return "In a cell, load the extension in an earlier one: %load_ext ipyportal. In asynchronous code, use await"
+    def interrupted(self) -> BaseException | None:
+        """What is to be raised in place of the CancelledError that comes out of a suspended wait, which is taken back.
 
-    def interrupted(self) -> bool:
-        """Whether the CancelledError that comes out of a suspended wait is an interrupt; then it is taken back."""
-        return False
+        None if that is no interrupt.
+        """
+        return None
 
     def launched(self, call: Call[Any]) -> object:
         """Told of each call that `submit` started."""
@@ -171,11 +182,11 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
     where `run()` is called                            where the call runs          how the caller waits
     ================================================== ============================ =================================
     anywhere, with a Task or Future                    the loop it belongs to       as below for this caller
-    in a cell, a widget callback, a call on the        this thread's own loop       suspended; the loop goes on
-    EventLoopThread: a task that can be suspended
-    in any other thread without a running loop         the global EventLoopThread   blocked, running what is sent back
-    in a thread whose loop runs, and which cannot be   the global EventLoopThread   blocked, and that loop with it: one
-    suspended                                                                       warning says so
+    in a thread whose loop runs: a cell, a widget      this thread's own loop       suspended; the loop goes on
+    callback, any task, callback or timer
+    in any other thread                                the global EventLoopThread   blocked, running what is sent back
+    in a thread whose loop runs, without greenlets, or the global EventLoopThread   blocked, and that loop with it: one
+    in a task of uvloop that ipyportal did not make                                 warning says so
     ================================================== ============================ =================================
 
     Args:
@@ -238,8 +249,8 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
             # Only this thread's loop could run it, and it cannot run while we wait: the line below says so.
         return _run_there(work, args, kwargs, timeout, on, here)
     except asyncio.CancelledError:
-        if here and host.interrupted():
-            raise KeyboardInterrupt from None
+        if here and (interrupt := host.interrupted()) is not None:
+            raise interrupt from None
         raise
     except RuntimeError as exc:
         _note_foreign_loop(exc)
@@ -264,6 +275,12 @@ _FOREIGN_LOOP_NOTE = (
 )
 
 
+_FOREIGN_LIBRARY_NOTE = (
+    "ipyportal: what was awaited is not written for asyncio, on whose loop run() runs it. A coroutine of trio runs in "
+    'a loop of trio: run(trio.run, function, on="thread")'
+)
+
+
 def _note_foreign_loop(exc: BaseException | None) -> None:
     if not isinstance(exc, RuntimeError):
         return
@@ -271,8 +288,11 @@ def _note_foreign_loop(exc: BaseException | None) -> None:
         text = str(exc)
     except Exception:  # noqa: BLE001 - it is the exception itself that is to be raised
         return
-    if any(part in text for part in _FOREIGN_LOOP) and _FOREIGN_LOOP_NOTE not in getattr(exc, "__notes__", ()):
+    notes = getattr(exc, "__notes__", ())
+    if any(part in text for part in _FOREIGN_LOOP) and _FOREIGN_LOOP_NOTE not in notes:
         add_note(exc, _FOREIGN_LOOP_NOTE)
+    if "Task got bad yield" in text and _FOREIGN_LIBRARY_NOTE not in notes:
+        add_note(exc, _FOREIGN_LIBRARY_NOTE)
 
 
 def _note_failure(call: Call[Any]) -> None:
@@ -441,7 +461,7 @@ def _run_there(
         return _wait_for_submitted(call, timeout, here)
     if here:
         return wait_for(_submitter(on), call)
-    if asyncio._get_running_loop() is not None:
+    if asyncio._get_running_loop() is not None or _trio_runs():
         _warn_that_the_loop_blocks()
     with host.blocking():
         return wait_for(_submitter(on), call)
@@ -468,7 +488,7 @@ def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) ->
     if not here and loop is asyncio._get_running_loop():
         raise RuntimeError(
             f"waiting here for a {type(future).__name__} of this thread's own loop would never end: the wait would "
-            f"block that loop, because its caller cannot be suspended here. {host.advice()}"
+            f"block that loop, because its caller cannot be suspended here. {_advice()}"
         )
     if not loop.is_running() and asyncio._get_running_loop() is None:
         # Nobody else runs it: a task made by an `await` cell of terminal IPython, say.
@@ -482,11 +502,29 @@ def _warn_that_the_loop_blocks() -> None:
     if not _warned:
         _warned = True
         warnings.warn(
-            "run() blocks the event loop that runs in this thread: its caller cannot be suspended here. "
-            + host.advice(),
+            f"run() blocks the event loop that runs in this thread: its caller cannot be suspended here. {_advice()}",
             RuntimeWarning,
             stacklevel=4,
         )
+
+
+def _trio_runs() -> bool:
+    """Whether the code that asks runs in a task of trio."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_run())
+
+
+def _advice() -> str:
+    """What to do about a caller that cannot be suspended."""
+    if _trio_runs():
+        return "Use await; or await trio.to_thread.run_sync(function), and run() in that function"
+    if not greenlets_available():
+        return "It could be, but the package greenlet is not installed: pip install greenlet. In async code, use await"
+    loop = asyncio._get_running_loop()
+    return (
+        f"It could be on asyncio's own event loop, and this is {type(loop).__module__}.{type_name(loop)}. Use await; "
+        "or await asyncio.to_thread(function), and run() in that function"
+    )
 
 
 @overload

@@ -374,22 +374,38 @@ def test_create_call_and_cast_to_call() -> None:
         cast_to_call(5)  # type: ignore[type-var]
 
 
-def test_a_wait_on_the_loops_own_thread_where_nothing_can_be_suspended_is_told_at_once() -> None:
+def test_a_wait_on_the_loops_own_thread_where_nothing_can_be_suspended_is_told_at_once(uvloop: Any) -> None:
     answers: concurrent.futures.Future[list[str]] = concurrent.futures.Future()
 
     def callback() -> None:
         told = []
-        for wait in from_sync.wait_for_call_in_loop_thread, from_sync.call_in_loop_thread:
+        for wait in wait_for, lambda submit, call: submit(call).result():
             try:
-                wait(lambda: 1)
+                wait(portal.submit, create_call(int))
             except RuntimeError as exc:
                 told.append(str(exc))
         answers.set_result(told)
 
-    get_global_loop().loop.call_soon_threadsafe(callback)
-    told = answers.result(PATIENCE)
+    with EventLoopThread(loop_factory=uvloop.new_event_loop) as portal:
+        portal.submit(create_call(int)).result()
+        portal.loop.call_soon_threadsafe(callback)
+        told = answers.result(PATIENCE)
     assert len(told) == 2
     assert all("would never end" in text for text in told)
+
+
+@pytest.mark.parametrize("name", ["wait_for_call_in_loop_thread", "call_in_loop_thread"])
+def test_a_callback_of_the_loop_thread_waits_for_a_call_of_that_loop_suspended(name: str) -> None:
+    answer: concurrent.futures.Future[int] = concurrent.futures.Future()
+
+    async def double(n: int) -> int:
+        await asyncio.sleep(0.001)
+        return 2 * n
+
+    get_global_loop().loop.call_soon_threadsafe(
+        lambda: answer.set_result(getattr(from_sync, name)(create_call(double, 4)))
+    )
+    assert answer.result(PATIENCE) == 8
 
 
 def test_a_call_that_is_refused_is_not_over() -> None:

@@ -1004,9 +1004,13 @@ def test_a_call_that_waits_for_itself_is_told_so(kind: str) -> None:
                 started_on(portal, wait).result()
 
 
-def test_a_callback_of_a_loop_that_waits_for_a_call_of_that_loop_is_told_so(
-    loop_thread: EventLoopThread,
-) -> None:
+def test_a_callback_of_a_loop_waits_for_a_call_of_that_loop_suspended(loop_thread: EventLoopThread) -> None:
+    answer: concurrent.futures.Future[int] = concurrent.futures.Future()
+    loop_thread.loop.call_soon_threadsafe(lambda: answer.set_result(started_on(loop_thread, add, 1).result()))
+    assert answer.result(PATIENCE) == 1
+
+
+def test_a_callback_that_cannot_be_suspended_is_told_that_its_wait_would_never_end(uvloop: Any) -> None:
     answer: concurrent.futures.Future[BaseException | None] = concurrent.futures.Future()
 
     def callback() -> None:
@@ -1017,8 +1021,9 @@ def test_a_callback_of_a_loop_that_waits_for_a_call_of_that_loop_is_told_so(
         else:
             answer.set_result(None)
 
-    loop_thread.loop.call_soon_threadsafe(callback)
-    error = answer.result(PATIENCE)
+    with EventLoopThread(loop_factory=uvloop.new_event_loop) as loop_thread:
+        loop_thread.loop.call_soon_threadsafe(callback)
+        error = answer.result(PATIENCE)
     assert isinstance(error, RuntimeError)
     assert "would never end" in str(error)
 

@@ -58,8 +58,10 @@ def run_suspendable(fn: Callable[[], Any]) -> Any:
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_can_be_suspended_outside_of_a_suspendable_task() -> None:
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_every_caller_on_a_loop_can_be_suspended_and_on_uvloop_the_tasks_made_for_it(kind: str, uvloop: Any) -> None:
     answers = {}
+    own = kind == "asyncio"
 
     async def foreign() -> None:
         answers["foreign task"] = can_suspend()
@@ -78,15 +80,16 @@ def test_nothing_can_be_suspended_outside_of_a_suspendable_task() -> None:
         return can_suspend()
 
     answers["no loop"] = can_suspend()
-    asyncio.run(make_task(suspendable_one()))
-    asyncio.run(foreign())
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop if own else uvloop.new_event_loop) as runner:
+        runner.run(make_task(suspendable_one()))
+        runner.run(foreign())
     assert answers == {
         "no loop": False,
         "task": True,
-        "callback": False,
-        "foreign task": False,
+        "callback": own,
+        "foreign task": own,
         "thread": False,
-        "gathered": False,
+        "gathered": own,
         "task afterwards": True,
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import contextvars
 from collections.abc import Callable
 from typing import Any
@@ -180,7 +181,13 @@ def test_a_task_that_was_cancelled_before_its_first_step_cancels_what_it_was_giv
             task.submit(Call(where))
 
 
-def test_waiting_on_the_very_loop_is_refused(loop_thread: EventLoopThread) -> None:
+@pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
+def test_waiting_on_the_very_loop_is_refused_where_nothing_can_be_suspended(kind: str, uvloop: Any) -> None:
+    with EventLoopThread(loop_factory=asyncio.new_event_loop if kind == "asyncio" else uvloop.new_event_loop) as loop:
+        wait_on_the_very_loop(loop, refused=kind == "uvloop")
+
+
+def wait_on_the_very_loop(loop_thread: EventLoopThread, refused: bool) -> None:
     task = started(loop_thread.submit)
 
     async def block() -> None:
@@ -195,7 +202,7 @@ def test_waiting_on_the_very_loop_is_refused(loop_thread: EventLoopThread) -> No
         asyncio.get_running_loop().call_soon(callback)
         await asyncio.wrap_future(outcome)
 
-    with pytest.raises(RuntimeError, match="would never end"):
+    with pytest.raises(RuntimeError, match="would never end") if refused else contextlib.nullcontext():
         loop_thread.submit(Call(block)).result()
     task.end()
 

@@ -193,7 +193,7 @@ PLACES = """
         return [vars(owner)[name] for owner, name in (
             (asyncio, "run"), (asyncio.Runner, "run"), (asyncio.Runner, "close"),
             (asyncio.BaseEventLoop, "run_until_complete"), (asyncio.BaseEventLoop, "_run_once"),
-            (asyncio.BaseEventLoop, "create_task"), (asyncio, "Task"), (asyncio, "Future"))]
+            (asyncio.BaseEventLoop, "stop"), (asyncio, "Task"), (asyncio, "Future"))]
     def same():
         return [now is was for now, was in zip(places(), before)]
 """
@@ -236,38 +236,33 @@ def test_unloading_takes_the_patch_off(loaded_kernel: Kernel) -> None:
     assert kernel.value("all(same())") is True
 
 
-def test_without_the_extension_a_cell_is_refused_and_told_so(kernel: Kernel) -> None:
-    # A cell that were suspended there would have its interrupts raised in the kernel's loop, and end the kernel.
+def test_without_the_extension_it_works_in_cells_too_and_the_stop_button_ends_them(kernel: Kernel) -> None:
     kernel.value(LIBRARY)
     kernel.value("import ipyportal\npatch = ipyportal.patch_asyncio()\npatch.__enter__()")
-    reply = kernel.execute("""
-        coroutine = double(1)
-        try:
-            asyncio.run(coroutine)
-        except RuntimeError as error:
-            print(*error.__notes__)
-        coroutine.close()
-    """)
-    assert "%load_ext ipyportal, in an earlier cell" in reply.stdout
+    assert kernel.value("library(2), here(double(3))") == (4, 6)
+    for cell in ("asyncio.run(slow())", "here(slow())", "await asyncio.sleep(0)\nhere(slow())"):
+        waiting = kernel.begin(cell)
+        kernel.wait_for(lambda waiting=waiting: "begun" in waiting.stdout_so_far(), 10)  # type: ignore[misc]
+        kernel.interrupt()
+        error = waiting.reply(timeout=10).error
+        assert error is not None
+        assert error.ename == "KeyboardInterrupt"
+        assert kernel.value("log.pop()") == "cleaned up"
     kernel.value("%load_ext ipyportal")
     assert kernel.value("library(2)") == 4
     kernel.value("patch.__exit__(None, None, None)")
 
 
-def test_the_cell_that_loads_the_extension_is_refused_and_told_so(kernel: Kernel) -> None:
+def test_it_works_in_the_cell_that_loads_the_extension(kernel: Kernel) -> None:
     kernel.value(LIBRARY)
     reply = kernel.execute("""
         %load_ext ipyportal
         %portal patch on
+        print(library(1), here(double(2)))
         await asyncio.sleep(0)
-        coroutine = double(1)
-        try:
-            asyncio.run(coroutine)
-        except RuntimeError as error:
-            print(*error.__notes__)
-        coroutine.close()
+        print(library(3), here(double(4)))
     """)
-    assert "its task was made before the patch came on" in reply.stdout
+    assert reply.stdout == "2 4\n6 8\n"
     assert kernel.value("library(2)") == 4
 
 

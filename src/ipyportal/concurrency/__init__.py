@@ -36,6 +36,7 @@ The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads
 `interruption`, `deadlines`, `suspension`, `turns`, `executors`, `sending`, `texts`, `api`.
 """
 
+from ipyportal.concurrency import turns as turns  # it has `suspend` work in all tasks and callbacks
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync
 from ipyportal.concurrency.calls import Call, State, current_call
 from ipyportal.concurrency.cancellation import (

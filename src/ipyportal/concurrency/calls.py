@@ -118,6 +118,7 @@ class Call(Generic[T]):
         "_context",
         "_deadline",
         "_ending",
+        "_entered_in",
         "_future",
         "_greenlet",
         "_interrupt",
@@ -171,6 +172,7 @@ class Call(Generic[T]):
         self._task: asyncio.Task[None] | None = None
         self._interrupt = Interrupt.NONE
         self._greenlet: weakref.ref[Any] | None = None
+        self._entered_in: int  # set when it is entered
         # Reentrant: a signal handler may cancel the very call whose state its thread is changing.
         self._lock = threading.RLock()
 

@@ -136,7 +136,7 @@ class SyncCancelScope(CancelScope):
 
     _interrupt = Interrupt.NONE
     _greenlet: weakref.ref[Any] | None = None
-
+    _entered_in: int
     _task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Self:

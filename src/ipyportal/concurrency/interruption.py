@@ -141,6 +141,8 @@ class Interruptible(Protocol):
     _interrupt: Interrupt
     _greenlet: weakref.ref[Any] | None
     """Where its code was entered. Weak: `suspension` looks whether others refer to a greenlet."""
+    _entered_in: int
+    """The identity of the loop that ran in the thread when its code was entered. Set by then."""
 
 
 class AtWaits:
@@ -155,7 +157,8 @@ class AtWaits:
 class Shield:
     """Stands on a thread's stack where requests for what lies below it are held back."""
 
-    __slots__ = ()
+    __slots__ = ("_entered_in",)
+    _entered_in: int
     _interrupt = Interrupt.NONE
     _greenlet: weakref.ref[Any] | None = None
 
@@ -191,6 +194,7 @@ class InterruptibleThread:
         "_loop_has_until",
         "_signals",
         "_stack",
+        "_suspended",
         "_told",
         "_told_in",
         "idle",
@@ -206,6 +210,8 @@ class InterruptibleThread:
         # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
         self._lock = threading.RLock()
         self._stack: list[Interruptible] = []
+        # What code entered that is suspended and in no task, and how to end its wait on behalf of one of that.
+        self._suspended: list[tuple[list[Interruptible], Callable[[Interruptible], object]]] = []
         self._told: list[Interruptible] = []  # whom the latest interrupt was for
         self._told_in: asyncio.Task[Any] | None = None  # where it was raised
         self._asked: asyncio.Future[Any] | None = None  # the main task of a loop that was asked to cancel it
@@ -214,6 +220,7 @@ class InterruptibleThread:
         self._handler: Any = _NOT_INSTALLED
 
     def enter(self, target: Interruptible) -> None:
+        target._entered_in = id(asyncio._get_running_loop())
         if not isinstance(target, (Shield, AtWaits)):
             if self._signals and self._handler is _NOT_INSTALLED:
                 self._install()
@@ -263,6 +270,24 @@ class InterruptibleThread:
             waits = self._send()
         _wake_all(waits)
 
+    def suspend_what_runs_in(
+        self, loop: asyncio.AbstractEventLoop, end_wait: Callable[[Interruptible], object] | None
+    ) -> list[Interruptible]:
+        """`suspend` what was entered in the handle that `loop` runs now.
+
+        `end_wait` is called, from any thread, for what is asked to end meanwhile; None where that has a task, which is
+        cancelled.
+        """
+        # What stands below was entered before the loop ran, and what its other handles have entered is suspended.
+        depth = 0
+        while depth < len(self._stack) and self._stack[depth]._entered_in != id(loop):
+            depth += 1
+        with self._lock:
+            taken = self.suspend(depth)
+            if taken and end_wait is not None:
+                self._suspended.append((taken, end_wait))
+        return taken
+
     def suspend(self, depth: int) -> list[Interruptible]:
         """Take off what lies above `depth`: its code is being suspended, and the thread goes on with other code."""
         with self._lock:
@@ -273,6 +298,7 @@ class InterruptibleThread:
 
     def resume(self, taken: list[Interruptible]) -> None:
         with self._lock:
+            self._suspended = [one for one in self._suspended if one[0] is not taken]
             self._stack.extend(taken)
             waits = self._send()  # what was asked of them meanwhile
         _wake_all(waits)
@@ -291,14 +317,21 @@ class InterruptibleThread:
 
     def request(self, target: Interruptible) -> bool:
         """Interrupt `target`. From any thread. False if this thread is not running it now."""
+        end_wait: Callable[[Interruptible], object] | None = None
         with self._lock:
             if target not in self._stack:
-                return False
+                taken, end_wait = next((one for one in self._suspended if target in one[0]), (None, None))
+                if taken is None:
+                    return False
+                if any(isinstance(one, Shield) for one in taken[taken.index(target) :]):
+                    end_wait = None  # it is sent when the code goes on, and has left the shield
             if target._interrupt is not Interrupt.NONE:
                 return True
             target._interrupt = Interrupt.REQUESTED
             waits = self._send()
         _wake_all(waits)
+        if end_wait is not None:
+            end_wait(target)
         return True
 
     def _send(self) -> list[Wait]:
@@ -440,6 +473,7 @@ class InterruptibleThread:
     def get(self, inbox: queue.SimpleQueue[T | None], timeout: float | None) -> T | None:
         """The next item of `inbox`, or None if an interrupt woke the wait. Raises `queue.Empty` after `timeout`."""
         wait = Wait(lambda: inbox.put(None))
+        wait._entered_in = 0
         with self._lock:
             if not self._at_peace():
                 self.checkpoint()

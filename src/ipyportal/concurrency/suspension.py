@@ -108,9 +108,9 @@ class _Rest(CoroutineWrapper[Any]):
 
     __slots__ = ("_future",)
 
-    def __init__(self, inner: Any, future: asyncio.Future[Any]) -> None:
+    def __init__(self, inner: Any, future: asyncio.Future[Any] | None) -> None:
         self._inner = inner
-        self._future: asyncio.Future[Any] | None = future
+        self._future = future
 
     def send(self, value: Any) -> Any:
         future, self._future = self._future, None
@@ -186,6 +186,7 @@ def _new_greenlet() -> Any:
 def drop_idle_greenlets() -> None:
     """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
     interruptible_thread().idle.clear()
+    _drop_workers()
 
 
 class Suspendable(CoroutineWrapper[T]):
@@ -388,7 +389,8 @@ def current_suspendable() -> Suspendable[Any] | None:
 
 
 _elsewhere: Callable[[], Any] | None = None
-"""Finds what can suspend tasks that are not suspendable themselves; set while `turns` is in use."""
+"""Finds what can suspend other code of a loop; set by `turns`."""
+_drop_workers: Callable[[], object] = int
 
 
 def suspendable_here() -> Any:

@@ -7,6 +7,7 @@ variables to its context. So whoever runs such code step by step, from outside, 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
@@ -37,6 +38,7 @@ class TaskPortal(Portal):
         clean_up: Called in the task before it ends, however it does.
         cancelled: Called in the task, if something cancels it while it waits for a call; the task goes on then, but
             for the shutdown of its thread. If None, it ends.
+        context: What the task runs in, on a loop that goes on without it. If None, in the context of who starts it.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class TaskPortal(Portal):
         name: str,
         clean_up: Callable[[], Awaitable[object]],
         cancelled: Callable[[asyncio.CancelledError], object] | None = None,
+        context: contextvars.Context | None = None,
     ) -> None:
         self._name = name
+        self._context = context
         self._clean_up = clean_up
         self._cancelled = cancelled
         self._lock = threading.RLock()
@@ -70,7 +74,7 @@ class TaskPortal(Portal):
             self._loop = asyncio.get_running_loop()
         except RuntimeError:
             return self._serve()
-        self._task = self._loop.create_task(self._serve())
+        self._task = self._loop.create_task(self._serve(), context=self._context)
         self._task.add_done_callback(self._over)
         return None
 

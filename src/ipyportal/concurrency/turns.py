@@ -1,28 +1,36 @@
-"""The turns of event loops in greenlets, so that synchronous code of their tasks can be suspended.
+"""Turns on demand: how synchronous code of any task or callback waits while its loop goes on.
 
-`suspension` runs each *step* of one task in a greenlet. That is exact, and dear: a switch there and one back for each
-step. Here the loop itself runs in a greenlet, which costs a task nothing. When synchronous code of a task waits, that
-greenlet is left as it stands, with the loop's own frames and the task in the middle of its step, and the loop goes on
-in another one:
+An event loop runs in turns: it looks what has happened, then calls what is due, one handle after the other. Code that
+must wait in the middle of a handle is left as it stands, on its own C stack, and the loop's next turns run in another
+greenlet, a *worker*, until what the code waits for is over:
 
-    run_forever ── first worker: _run_once ── Task.__step ── your code ── drive(awaitable)   ... frozen here
-         │ <═════════════════════════════════ switch ═════════════════════════╯
-         ╰──────── second worker: _run_once ── Handle: the awaitable is over ══switch══> drive(...) goes on
+    run_forever ── _run_once ── Handle ── Task.__step ── your code ── drive(awaitable)     ... stands still here
+         a worker ── _run_once ── _run_once ── Handle: the awaitable is over ══switch══> drive(...) goes on
 
-When the step that was frozen has ended, the rest of its turn runs, and its worker switches back to whoever resumed it.
-asyncio's C tasks and futures stay what they are. But for asyncio the task runs all the time, so three things are done
-by hand: it is not the current task meanwhile; who cancels it is looked for after each turn; and the cancel, which
-asyncio would raise once more at the task's next ``await``, is taken off there. For this `create_task` puts a
-`_Stepped` around each coroutine, which is all that a task pays; tasks without one cannot be suspended.
+Nothing is prepared beforehand, so this costs nothing until somebody waits. It serves tasks of any origin, callbacks,
+timers and readers. `suspension` does the same step by step, for single tasks, on loops without such turns (uvloop).
 
-The task's context (`contextvars`) stays entered, too, as no context can be twice: a task that was given the very same
-context (``create_task(..., context=)``) fails if it is to run meanwhile. And in asyncio's debug mode the loop says that
-the step took long.
+asyncio must notice nothing of it:
 
-What is private of asyncio is touched in this module alone. It is the same in CPython 3.11, 3.12 and 3.13:
-``BaseEventLoop._run_once``, called by ``run_forever`` for each turn; in it, that the handles of one turn are popped
-from ``_ready``, a deque, by their number when the turn began; ``_stopping``, ``_task_factory`` and ``_debug`` of the
-loop; ``Task._must_cancel``.
+- *The awaitable runs in the caller's own task*, as with ``await``: `drive` sends and throws as the task would. A
+  callback has no task, so there the awaitable gets one.
+- *For asyncio the task runs all the time.* So it is not the current task meanwhile. Who cancels it reaches
+  `_Caller.cancel`, which stands in the place of the task's own ``cancel`` and does what that does for a task that
+  waits. asyncio's own would only make a note, and raise once more at the next ``await``.
+- *A context can be entered once.* The handle's contexts are left, and entered again before the code goes on. So what is
+  awaited can run in them, and so can other handles that share them.
+- *A turn has counted its handles*, and pops them without a look. When one that was left goes on, the queue is filled up
+  with cancelled handles to what it was.
+- *A handle is not run inside of itself*, though what it was called for is still there, as a socket that can be read:
+  see `Busy`.
+
+The callback that ends a wait, `_Caller.wake`, ends the worker's turn by an exception that asyncio lets pass, so that
+the worker has nothing left to do. While somebody waits, ``_run_once`` is replaced in the loop by a function that runs
+the turns in a worker. The loop can then return from ``run_forever`` whoever stands still. Only code that waits first
+stands on the loop's own stack: if the loop is stopped, its wait is cancelled.
+
+What is private of asyncio is touched here (``BaseEventLoop._run_once``, which ``run_forever`` calls for each turn, and
+``_stopping``) and in `asyncio_inside`.
 """
 
 from __future__ import annotations
@@ -30,359 +38,466 @@ from __future__ import annotations
 import asyncio
 import asyncio.tasks
 import contextvars
+import functools
+import signal
 import sys
+import threading
 import weakref
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from types import CoroutineType, FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 from ipyportal.concurrency import interruption, suspension
-from ipyportal.concurrency.interruption import interruptible_thread
-from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
+from ipyportal.concurrency.asyncio_inside import (
+    HANDLE_RUN,
+    Busy,
+    Cancels,
+    check_yielded,
+    enter_context,
+    excuse_slowness,
+    handle_that_runs,
+    leave_contexts,
+    own_context,
+    pad,
+    put_cancel_back,
+    replace_cancel,
+    take_over_cancels,
+)
+from ipyportal.concurrency.interruption import Interrupt, Interruptible, interruptible_thread
 from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.workers import SHALLOW, Ended, Work, borrow_worker, depth_of, drop_workers, greenlets, leave
 
-__all__ = ["create_task", "here", "in_turns", "made_in_turns", "run_once", "turns_possible"]
+__all__ = [
+    "Turns",
+    "asks_without_waking",
+    "here",
+    "keep",
+    "let_go",
+    "loop_has_turns",
+    "own_context",
+    "run_once",
+    "turns_possible",
+    "waits_of",
+]
 
-T = TypeVar("T")
-
-_create_task: Any = asyncio.BaseEventLoop.create_task
 _run_once: Any = getattr(asyncio.BaseEventLoop, "_run_once", None)
+_RUN_FOREVER = asyncio.BaseEventLoop.run_forever.__code__
 
 
 def turns_possible() -> bool:
     """Whether this Python has what this module needs."""
-    return greenlets_available() and _run_once is not None
+    return (
+        greenlets_available()
+        and _run_once is not None
+        and HANDLE_RUN is not None
+        and {"_run_once", "_ready", "_stopping"}.issubset(_run_once.__code__.co_names + _RUN_FOREVER.co_names)
+    )
 
 
-class _Turn:
-    """What one worker runs: turn after turn, until code in it is suspended."""
-
-    __slots__ = ("broken", "worker")
-
-    def __init__(self) -> None:
-        self.worker: Any = None
-        self.broken = False
-        """Whether the loop has gone on elsewhere since its present turn began."""
+def loop_has_turns(loop: asyncio.AbstractEventLoop | None) -> bool:
+    """Whether `loop` calls asyncio's own ``_run_once`` for each turn. uvloop's and Qt's do not."""
+    kind: Any = type(loop)
+    return loop is not None and _kind_has_turns(kind)
 
 
-class _Wait:
-    """Suspended code of `task`, which waits for `awaited`."""
+@functools.lru_cache(maxsize=64)
+def _kind_has_turns(kind: Any) -> bool:
+    if not turns_possible() or not issubclass(kind, asyncio.BaseEventLoop):
+        return False
+    # A loop that runs otherwise has its own way of doing these. nest_asyncio's are asyncio's, re-entered.
+    methods = (getattr(kind, name) for name in ("run_forever", "call_soon", "call_at"))
+    return all(method.__module__.partition(".")[0] in ("asyncio", "nest_asyncio") for method in methods)
 
-    __slots__ = ("awaited", "seen", "task", "told")
 
-    def __init__(self, task: asyncio.Task[Any], awaited: asyncio.Task[Any]) -> None:
-        self.task = task
-        self.awaited = awaited
-        self.seen = task.cancelling()
-        self.told = False
-        if getattr(task, "_must_cancel", False):  # asked to end before, in this very step
-            self.tell()
+class _TurnIsOver(SystemExit):
+    """Ends a worker's turn, whose caller goes on. A SystemExit, because ``Handle._run`` lets that pass."""
 
-    def tell(self) -> None:
-        self.told = True
-        # Not at once: its first step shall run before, as that of a coroutine that is awaited does.
-        self.awaited.get_loop().call_soon(self.awaited.cancel)
+    def __init__(self, caller: _Caller) -> None:
+        super().__init__("a turn of ipyportal's has ended where no worker runs it")
+        self.caller = caller
+
+
+# --- the code that waits ---------------------------------------------------------------------------------------------
+
+
+class _Caller:
+    """Code that waits: where it stands, for what, and how to end that. All in its loop's thread, but for `stop`."""
+
+    __slots__ = (
+        "abandoned",
+        "future",
+        "greenlet",
+        "handler",
+        "loop",
+        "message",
+        "must_cancel",
+        "on_the_loops_stack",
+        "raises",
+        "task",
+        "turns",
+    )
+
+    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+        self.turns = turns
+        self.loop = loop
+        self.task = task  # None: a callback
+        self.greenlet: Any = None
+        self.handler: Any = None
+        self.future: asyncio.Future[Any] | None = None  # None: for the next turn
+        self.must_cancel = False
+        self.message: Any = None
+        self.abandoned = False
+        self.on_the_loops_stack = False
+        self.raises: BaseException | None = None
+        """What is to be raised when what it waits for has been cancelled and is over."""
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        """In place of the task's own ``cancel``, and as that is for a task that waits."""
+        if self.task is not None:
+            Cancels.of(self.task).add()
+        return self._cancel_wait(msg)
+
+    def _cancel_wait(self, msg: Any | None = None) -> bool:
+        if self.future is None or not self.future.cancel(msg):
+            # What it waits for is over, or is the next turn: it is woken anyway.
+            self.must_cancel, self.message = True, msg
+        return True
+
+    def end_wait_for(self, target: Interruptible) -> None:
+        """Cancel what it waits for, because a block of its code was asked to end. From any thread."""
+        try:
+            self.loop.call_soon_threadsafe(self._end_wait_for, target)
+        except RuntimeError:
+            pass  # the loop is closed, and the block with it
+
+    def _end_wait_for(self, target: Interruptible) -> None:
+        # If the code has gone on meanwhile, it was sent the interrupt then.
+        if self.greenlet is not None and target._interrupt is Interrupt.REQUESTED:
+            target._interrupt = Interrupt.NOTICED
+            self._cancel_wait()
+
+    def end(self, exc: BaseException) -> None:
+        """Cancel what it waits for, and raise `exc` when that is over; a second time, do not wait for its clean-up."""
+        if self.raises is None:
+            self.raises = exc
+            self._cancel_wait()
+        else:
+            self.abandon()
+
+    def take_sigint(self) -> bool:
+        """Have Ctrl-C end this wait, where Python's own handler would raise KeyboardInterrupt in whatever runs."""
+        handler = signal.getsignal(signal.SIGINT)
+        if handler is not signal.default_int_handler and not asks_without_waking(handler):
+            return False
+        self.handler = handler
+        signal.signal(signal.SIGINT, self._on_sigint)
+        return True
+
+    def _on_sigint(self, signum: int, frame: FrameType | None) -> None:
+        self.loop.call_soon_threadsafe(self.end, KeyboardInterrupt())
+
+    def give_sigint_back(self) -> None:
+        if signal.getsignal(signal.SIGINT) == self._on_sigint:
+            signal.signal(signal.SIGINT, self.handler)
+
+    def abandon(self) -> bool:
+        """Give up the wait; what it waits for goes on. False if it is about to end by itself."""
+        if self.future is None or self.future.done():
+            return False
+        self.future.remove_done_callback(self.wake)
+        self.abandoned = True
+        self.loop.call_soon(self.wake)
+        return True
+
+    def wake(self, _: object = None) -> None:
+        """A callback of the loop: what the caller waits for is over, and it goes on in place of this turn."""
+        handle = sys._getframe(1)
+        if handle.f_code is HANDLE_RUN.__code__ and _is_in_a_workers_turn(handle.f_back):
+            raise _TurnIsOver(self)
+        # The rest of the turn in which somebody waited first, on the loop's own stack; or a loop inside of the loop, as
+        # nest_asyncio has it. The next turn is a worker's.
+        self.loop.call_soon(self.wake, context=self.turns.context)
+
+
+def _is_in_a_workers_turn(frame: FrameType | None) -> bool:
+    """Whether a worker is in that turn of the loop in which `frame` is, and no handle in between."""
+    while frame is not None and frame.f_code is not HANDLE_RUN.__code__:
+        if frame.f_code is Turns.work.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class Turns:
-    """One loop, while its turns run in greenlets. All in the thread that runs the loop."""
+    """The turns of one loop. All in the thread that runs the loop."""
 
     def __init__(self) -> None:
-        self.turn: _Turn | None = None
-        self._back: list[Any] = []  # who switched to whom: the greenlet to go back to is the last
-        self._waits: list[_Wait] = []
-        self._depth = 0
+        self.callers: list[_Caller] = []
+        self.context = contextvars.Context()  # for our own callbacks
+        self._loops: list[Any] = []  # the greenlets in which ``run_forever`` stands between two turns
+        self._worker: Any = None  # the greenlet that runs the present turn; None: the loop itself
+        self._next: Any = None  # the one to switch to when a worker has ended
+        self._own_turn: Callable[[Any], None] = _run_once
+        self._stop_again = False
+        self._kept = False
+        self._catch: Callable[[BaseException], bool] | None = None
 
     # --- the loop's side -----------------------------------------------------------------------------------------
 
-    def begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run turns in a worker until the loop is stopped, or code in the worker is suspended."""
-        self._depth = interruptible_thread().depth
-        self._switch(_Turn(), suspension._borrow(), self._run, loop, self)
+    def begin(self, loop: Any, caller: FrameType) -> None:
+        """In place of the loop's ``_run_once``: one turn, or more, in a worker. `caller` is the frame that calls it."""
+        if _is_in_a_workers_turn(caller):  # a kind of loop that has a `_run_once` of its own, and calls asyncio's
+            _run_once(loop)
+            return
+        if self._stop_again:
+            loop._stopping, self._stop_again = True, False
+        kind = type(loop)._run_once
+        if kind is not run_once and not (self.callers or self._kept):
+            vars(loop).pop("_run_once", None)
+            kind(loop)
+            return
+        self._own_turn = _run_once if kind is run_once else kind
+        if greenlets.depth > SHALLOW > depth_of(caller):
+            drop_workers()  # they were started from deep in somebody's stack
+            greenlets.idle.append(borrow_worker())
+        here, worker = suspension._getcurrent(), self._worker
+        self._loops.append(here)
+        try:
+            # Whoever else calls it may look for what it waits for after each turn.
+            self._switch_to_a_worker(loop, caller.f_code is _RUN_FOREVER, here.gr_context)
+        finally:
+            self._worker = worker
+            if here in self._loops:
+                self._loops.remove(here)
 
-    def _run(self, loop: Any) -> None:  # in a worker
-        turn = self.turn
-        assert turn is not None
-        turn.worker = suspension._getcurrent()
+    def work(self, loop: Any, patient: bool) -> None:
+        """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""
+        self._worker = suspension._getcurrent()
         try:
             while True:
-                _run_once(loop)
-                if self._waits:
-                    self._pass_cancels_on()
-                if turn.broken or loop._stopping or replaced(loop):
-                    return
+                try:
+                    self._own_turn(loop)
+                except (_TurnIsOver, suspension.GreenletExit):
+                    raise
+                except BaseException as exc:  # KeyboardInterrupt, SystemExit, what a signal's handler raises
+                    if self._catch is not None and self._catch(exc):
+                        pass
+                    elif self._loops or not self._end_what_stands_on_the_loops_stack(exc):
+                        raise
+                if self._loops:
+                    needed = self.callers or self._kept or type(loop)._run_once is run_once
+                    if loop._stopping or not patient or not needed:
+                        self._next = self._loops.pop()
+                        return
+                elif loop._stopping:
+                    loop._stopping = False  # else it would not sleep until then
+                    self._stop_again = True
+                    self._end_what_stands_on_the_loops_stack(None)
+        except _TurnIsOver as over:
+            self._next = over.caller.greenlet
+        except suspension.GreenletExit:
+            raise
+        except BaseException:
+            self._next = self._loops.pop()
+            raise
         finally:
-            turn.worker = None
+            self._worker = None
 
-    def _switch(self, turn: _Turn | None, target: Any, *what: Any) -> None:
-        """Go on in the greenlet `target`; come back when its turns end, or code in it is suspended."""
-        outer, self.turn = self.turn, turn
-        self._back.append(suspension._getcurrent())
-        switch = target.switch
-        del target
-        try:
-            came = self._leave(switch, what, _is_answer)
-        finally:
-            del switch
-            self.turn = outer
-        if came is not _SUSPENDED:
-            worker, came.worker = came.worker, None
-            # Not if somebody else refers to it, who may switch to it: see `_leave`.
-            if sys.getrefcount(worker) <= suspension._OWN_REFERENCES:
-                interruptible_thread().idle.append(worker)
-            if came.raised is not None:
-                raise came.raised.error
+    def take_next(self) -> Any:
+        """The greenlet that goes on when a worker has ended."""
+        following, self._next = self._next, None
+        return following
 
-    def switch(self, answers: list[Any]) -> Any:
-        """What a worker calls when its turns have ended. It is idle then, and whoever switched to it goes on."""
-        if not self._back:
-            raise suspension.GreenletExit  # its loop was thrown away while code in it was suspended
-        return self._leave(self._back.pop().switch, (_Ended(suspension._getcurrent(), answers.pop()),), _is_work)
+    def _end_what_stands_on_the_loops_stack(self, exc: BaseException | None) -> bool:
+        """The loop cannot return, or raise, before that has ended."""
+        for caller in reversed(self.callers):
+            if caller.on_the_loops_stack:
+                if exc is not None:
+                    caller.end(exc)
+                else:
+                    caller.cancel("the event loop is being stopped")
+                return True
+        return False
 
-    def _leave(self, go: Callable[..., Any], what: tuple[Any, ...], is_ours: Callable[[Any], bool]) -> Any:
-        """Switch to another greenlet; come back with what is for this one.
-
-        Code with greenlets of its own (SQLAlchemy's asyncio layer) makes them children of the one that it runs in, and
-        they switch to their parent when they wait, end, or fail. Theirs may be one that was left since, while another
-        runs their task. What they bring is passed on to that one.
-        """
-        while True:
+    def _switch_to_a_worker(self, loop: Any, patient: bool, context: contextvars.Context | None) -> None:
+        """Have a worker run the turns; come back when it is this greenlet's turn again."""
+        worker = borrow_worker()
+        worker.gr_context = None if context is None else context.copy()  # one that is not entered
+        greenlets.active = worker
+        ended = leave(worker.switch, Work(self, loop, patient), Ended)
+        worker, ended.worker = ended.worker, None
+        greenlets.idle.append(worker)
+        raised, ended.raised = ended.raised, None
+        if raised is not None:
             try:
-                came = go(*what)
-            except suspension.GreenletExit:
-                raise
-            except BaseException as exc:  # noqa: BLE001 - passed on
-                go, what = self._stepping().throw, (exc,)
-            else:
-                if is_ours(came):
-                    return came
-                go, what = self._stepping().switch, (came,)
-
-    def _stepping(self) -> Any:
-        """The greenlet in which the loop runs now."""
-        if self.turn is not None:
-            return self.turn.worker
-        first = suspension._getcurrent()
-        while first.parent is not None:
-            first = first.parent
-        return first
+                raise raised
+            finally:
+                del raised
 
     def base_frame(self) -> FrameType | None:
         """Where ``run_forever`` stands. From any thread."""
-        frame: FrameType | None
         try:
-            frame = self._back[0].gr_frame
-        except IndexError:  # it has just gone on
+            if self._loops:
+                frame: FrameType | None = self._loops[-1].gr_frame
+            else:
+                frame = next(one.greenlet.gr_frame for one in self.callers if one.on_the_loops_stack)
+        except (IndexError, AttributeError, StopIteration):  # it has just gone on
             return None
-        while frame is not None and frame.f_globals is globals():
+        while frame is not None and frame.f_globals.get("__package__") == __package__:
             frame = frame.f_back
         return frame
 
-    def _pass_cancels_on(self) -> None:
-        for wait in self._waits:
-            # To cancel a task that is in the middle of a step does nothing but count.
-            if (requests := wait.task.cancelling()) > wait.seen:
-                wait.seen = requests
-                wait.tell()
-
-    # --- the suspended code's side ---------------------------------------------------------------------------------
+    # --- the side of the code that waits -------------------------------------------------------------------------
 
     def drive(self, steps: Any) -> Any:
-        """Run a coroutine to its end in a task, suspending the code that calls this until then."""
+        """Run a coroutine to its end as ``await`` does; the code that calls this stands still wherever it waits."""
         __tracebackhide__ = True
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        context = contextvars.copy_context()
-        # Of asyncio's own kind also where a task factory is set: what an eager task waits for has to be resumed, too.
-        awaited: asyncio.Task[Any] = asyncio.Task(_Stepped(_contained(steps)), loop=loop, context=context)
-        self._suspend(loop, task, awaited)
-        for variable, value in context.items():
-            try:
-                if variable.get() is value:
-                    continue
-            except LookupError:
-                pass
-            variable.set(value)
+        caller = _Caller(self, loop, task)
+        if task is None:
+            return self._drive_in_a_task(caller, steps)
         try:
-            result, interrupt = awaited.result()
+            yielded = steps.send(None)
+            while True:
+                try:
+                    self._wait(caller, yielded)
+                except suspension.WaitAbandoned as abandoned:
+                    abandoned.task = loop.create_task(suspension._Rest(steps, caller.future))
+                    _raise_abandoned(caller, abandoned)
+                except BaseException as exc:  # noqa: BLE001 - it is the coroutine's to handle
+                    yielded = steps.throw(exc)
+                else:
+                    yielded = steps.send(None)
+        except StopIteration as stop:
+            if caller.raises is not None:
+                raise caller.raises from None
+            return stop.value
         except asyncio.CancelledError:
-            steps.close()  # it may not have begun, and would be warned of
+            if caller.raises is not None:
+                raise caller.raises from None
             raise
+        finally:
+            del steps
+
+    def _drive_in_a_task(self, caller: _Caller, steps: Any) -> Any:
+        """As `drive`, in a callback: what it waits for runs in a task, in the callback's own context."""
+        __tracebackhide__ = True
+        # Of asyncio's own kind also where a task factory is set: it is to begin when the callback stands still.
+        awaited = asyncio.Task(_contained(steps), loop=caller.loop, context=own_context())
+        awaited._asyncio_future_blocking = True
+        try:
+            self._wait(caller, awaited)
+        except suspension.WaitAbandoned as abandoned:
+            abandoned.task = awaited
+            _raise_abandoned(caller, abandoned)
+        except asyncio.CancelledError:
+            awaited.cancel()
+            steps.close()  # it may not have begun, and would be warned of
+            if caller.raises is not None:
+                raise caller.raises from None
+            raise
+        if caller.raises is not None:
+            raise caller.raises from None
+        result, interrupt = awaited.result()
         if interrupt is not None:
             raise interrupt
         return result
 
-    def _suspend(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any], awaited: asyncio.Task[Any]) -> None:
-        thread, turn, stepped = interruptible_thread(), self.turn, task.get_coro()
-        assert turn is not None
-        assert isinstance(stepped, _Stepped)
+    def _wait(self, caller: _Caller, yielded: Any) -> None:
+        """Stand still until what a coroutine has yielded is over, and raise what it has raised."""
+        __tracebackhide__ = True
+        loop, task = caller.loop, caller.task
+        thread = interruptible_thread()
+        check_yielded(yielded, loop, task)
+        taken = thread.suspend_what_runs_in(loop, caller.end_wait_for if task is None else None)
         try:
-            taken = thread.suspend(self._depth)
-        except BaseException:
-            awaited.cancel()
-            raise
-        here, left = suspension._getcurrent(), len(loop._ready)  # type: ignore[attr-defined]
-
-        def resume(_: object) -> None:
-            # Each turn has counted its handles, and pops them without a look. The turn that goes on now shall find as
-            # many as when it was left, and the present one as many as now.
-            _pad(loop, left)
-            now = len(loop._ready)  # type: ignore[attr-defined]
-            self._switch(turn, here, _RESUMED)
-            _pad(loop, now)
-
-        awaited.add_done_callback(resume)
-        wait = _Wait(task, awaited)
-        self._waits.append(wait)
-        stepping, thread.stepping = thread.stepping, None
-        asyncio.tasks._leave_task(loop, task)
-        turn.broken = True
-        try:
-            self._leave(self._back.pop().switch, (_SUSPENDED,), _is_resumed)
+            if yielded is None:
+                caller.future = None
+                loop.call_soon(caller.wake, context=self.context)
+            else:
+                caller.future = yielded
+                yielded.add_done_callback(caller.wake, context=self.context)
+            caller.must_cancel = False
+            if task is not None and getattr(task, "_must_cancel", False):
+                # Asked to end before, in this very step: as asyncio does it when a task begins to wait.
+                take_over_cancels(task)
+                caller._cancel_wait()
+            self._stand_still(caller, thread)
         finally:
-            asyncio.tasks._enter_task(loop, task)
-            thread.stepping = stepping
-            self._waits.remove(wait)
             if taken:
                 thread.resume(taken)
-        if wait.told:
-            stepped.take_cancel_off(wait.seen)
+        if caller.abandoned:
+            raise suspension.WaitAbandoned
+        if caller.must_cancel:
+            raise asyncio.CancelledError(*(() if caller.message is None else (caller.message,)))
+        if yielded is not None:
+            yielded.result()
+
+    def _stand_still(self, caller: _Caller, thread: Any) -> None:
+        """Leave the greenlet that calls this as it stands, and have a worker run the loop, until `_Caller.wake`."""
+        loop: Any = caller.loop
+        task = caller.task
+        caller.greenlet = here = suspension._getcurrent()
+        worker = self._worker
+        caller.on_the_loops_stack = worker is None
+        left = len(loop._ready)
+        handle = handle_that_runs()
+        busy = None if handle is None or task is not None else Busy(handle)
+        stepping, thread.stepping = thread.stepping, None
+        takes_sigint = threading.current_thread() is threading.main_thread() and caller.take_sigint()
+        own_cancel = None
+        if task is not None:
+            own_cancel = replace_cancel(task, caller.cancel)
+            asyncio.tasks._leave_task(loop, task)
+        _hook(loop)
+        self.callers.append(caller)
+        began = loop.time() if loop.get_debug() else None
+        contexts = leave_contexts(here)
+        try:
+            self._switch_to_a_worker(loop, True, here.gr_context)
+        finally:
+            for context in reversed(contexts):
+                enter_context(context)
+            self._worker = worker
+            self.callers.remove(caller)
+            caller.greenlet = None
+            thread.stepping = stepping
+            if task is not None:
+                asyncio.tasks._enter_task(loop, task)
+                put_cancel_back(task, own_cancel)
+            if takes_sigint:
+                caller.give_sigint_back()
+            if busy is not None:
+                busy.put_back(loop)
+            if began is not None:
+                excuse_slowness(loop, loop.time() - began)
+            pad(loop, left)
 
 
-class _Ended:
-    """What a worker brings whose turns have ended."""
-
-    __slots__ = ("raised", "worker")
-
-    def __init__(self, worker: Any, raised: Any) -> None:
-        self.worker = worker
-        self.raised = raised
-
-
-_SUSPENDED: Any = object()
-_RESUMED: Any = object()
-
-
-def _is_answer(came: Any) -> bool:
-    return came is _SUSPENDED or type(came) is _Ended
-
-
-def _is_resumed(came: Any) -> bool:
-    return came is _RESUMED
-
-
-def _is_work(came: Any) -> bool:
-    """Whether an idle greenlet was given its next step."""
-    return type(came) is tuple and len(came) == 3 and isinstance(came[2], (Turns, suspension.Greenlet))
-
-
-def _pad(loop: Any, count: int) -> None:
-    """Have at least `count` handles ready, if need be some that do nothing."""
-    for _ in range(count - len(loop._ready)):
-        handle = asyncio.Handle(int, (), loop)
-        handle.cancel()
-        loop._ready.append(handle)
+def _raise_abandoned(caller: _Caller, abandoned: suspension.WaitAbandoned) -> None:
+    exc = caller.raises or KeyboardInterrupt("stopped waiting; what was waited for was cancelled, and cleans up")
+    exc.task = abandoned.task  # type: ignore[attr-defined]  # what goes on, for who wants it
+    raise exc from None
 
 
 async def _contained(steps: Any) -> tuple[Any, BaseException | None]:
     """What `steps` gives, and what would leave the loop if a task raised it."""
     try:
-        return await (steps if type(steps) is CoroutineType else _Steps(steps)), None
+        return await (steps if type(steps) is CoroutineType else suspension._Rest(steps, None)), None
     except (KeyboardInterrupt, SystemExit) as exc:
         return None, exc
 
 
-class _Steps(CoroutineWrapper[T]):
-    """Something that has a coroutine's methods."""
+def asks_without_waking(handler: Any) -> bool:
+    """Whether a handler of SIGINT only asks a loop to cancel something, and does not wake it.
 
-    def __init__(self, steps: Any) -> None:
-        self._inner = steps
-
-    def send(self, value: Any) -> Any:
-        return self._inner.send(value)
-
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
-        return self._inner.throw(as_exception(typ, val, tb))
-
-    def close(self) -> None:
-        self._inner.close()
+    ipykernel's for asynchronous cells does (7.4.0): the cell would be cancelled when something else wakes the loop.
+    """
+    return getattr(handler, "__module__", None) == "ipykernel.ipkernel"
 
 
-class _Stepped(_Steps[T]):
-    """What a task runs: its coroutine, and takes off the cancel that synchronous code in it has been told already."""
-
-    # Defaults of the class: one is made for each task.
-    _requests = -1  # how many cancels had been asked for when the code was told
-    _held: Any = None
-
-    def take_cancel_off(self, requests: int) -> None:
-        self._requests = requests
-
-    def send(self, value: Any) -> Any:
-        if self._held is not None:
-            return self._go_on()
-        try:
-            yielded = self._inner.send(value)
-        except StopIteration as stop:
-            if self._requests < 0:
-                raise
-            return self._hold_end(stop)
-        return yielded if self._requests < 0 else self._hold(yielded)
-
-    def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
-        if self._held is not None:
-            return self._go_on()
-        try:
-            yielded = self._inner.throw(as_exception(typ, val, tb))
-        except StopIteration as stop:
-            if self._requests < 0:
-                raise
-            return self._hold_end(stop)
-        return yielded if self._requests < 0 else self._hold(yielded)
-
-    def _hold(self, yielded: Any) -> Any:
-        """If asyncio is about to cancel whatever this step waits for, wait for a future of ours first."""
-        if not self._cancel_is_due():
-            return yielded
-        if yielded is not None:
-            yielded._asyncio_future_blocking = False
-        return self._first(suspension._Rest(self._inner, yielded))
-
-    def _hold_end(self, stop: StopIteration) -> Any:
-        """If asyncio is about to have the task end as cancelled, though its coroutine has ended, wait likewise."""
-        if not self._cancel_is_due():
-            raise stop
-
-        return self._first(_rest(stop.value))
-
-    def _cancel_is_due(self) -> bool:
-        if getattr(asyncio.current_task(), "_must_cancel", False):
-            return True
-        self._requests = -1
-        return False
-
-    def _first(self, rest: Any) -> Any:
-        self._held = rest
-        ours = asyncio.get_running_loop().create_future()
-        ours._asyncio_future_blocking = True
-        return ours
-
-    def _go_on(self) -> Any:
-        """Our future was cancelled: wait for what is to be waited for, unless there was one more request since."""
-        task = asyncio.current_task()
-        assert task is not None
-        rest, self._held, requests, self._requests = self._held, None, self._requests, -1
-        return rest.send(None) if task.cancelling() <= requests else rest.throw(asyncio.CancelledError())
-
-
-def _rest(value: T) -> Generator[None, None, T]:
-    """The rest of a coroutine that has only its result left to give."""
-    yield from ()
-    return value
-
-
-# Who asks a thread to cancel the loop that it runs looks for `run_forever`, which is in the first of the greenlets.
-interruption._continued[Turns._run.__code__] = lambda frame: frame.f_locals["self"].base_frame()
+# Who asks a thread to cancel the loop that it runs looks for `run_forever`, which is in another of the greenlets.
+interruption._continued[Turns.work.__code__] = lambda frame: frame.f_locals["self"].base_frame()
 
 
 # --- all loops -------------------------------------------------------------------------------------------------------
@@ -390,50 +505,62 @@ interruption._continued[Turns._run.__code__] = lambda frame: frame.f_locals["sel
 _turns: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = weakref.WeakKeyDictionary()
 
 
-def run_once(self: asyncio.BaseEventLoop) -> None:
-    """In place of ``BaseEventLoop._run_once``."""
-    turns = _turns.get(self)
+def _of(loop: asyncio.AbstractEventLoop) -> Turns:
+    turns = _turns.get(loop)
     if turns is None:
-        turns = _turns[self] = Turns()
-    turns.begin(self)
-
-
-def replaced(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether `run_once` is not in its place any more: put back, or replaced by nest_asyncio, which re-enters turns."""
-    return type(loop)._run_once is not run_once  # type: ignore[attr-defined]
-
-
-def create_task(self: asyncio.BaseEventLoop, coro: Any, **options: Any) -> asyncio.Task[Any]:
-    """In place of ``BaseEventLoop.create_task``."""
-    if type(coro) is CoroutineType:
-        coro = _Stepped(coro)
-        if self._task_factory is None and not self._debug:  # type: ignore[attr-defined]
-            return asyncio.Task(coro, loop=self, **options)  # what the line below comes to, for the commonest case
-    return _create_task(self, coro, **options)  # type: ignore[no-any-return]
-
-
-def here() -> Turns | None:
-    """What can suspend the code that asks, if that is in a task that was made while loops run in turns."""
-    loop = asyncio._get_running_loop()
-    turns = None if loop is None else _turns.get(loop)
-    if turns is None or turns.turn is None:
-        return None
-    task = asyncio.current_task()
-    if task is None or not made_in_turns(task) or not _allowed():
-        return None
+        turns = _turns[loop] = Turns()
     return turns
 
 
-def made_in_turns(task: asyncio.Task[Any]) -> bool:
-    """Whether `create_task` made the task."""
-    return isinstance(task.get_coro(), _Stepped)
+def run_once(self: asyncio.BaseEventLoop) -> None:
+    """In place of ``BaseEventLoop._run_once``."""
+    _of(self).begin(self, sys._getframe(1))
 
 
-_allowed: Callable[[], bool] = bool
+def _hook(loop: Any) -> None:
+    """Have the loop's next turns run by workers."""
+    if type(loop)._run_once is not run_once and "_run_once" not in vars(loop):
+        reference = weakref.ref(loop)
+
+        def run_once_here() -> None:
+            if (loop := reference()) is not None:
+                _of(loop).begin(loop, sys._getframe(1))
+
+        loop._run_once = run_once_here
 
 
-def in_turns(on: bool, allowed: Callable[[], bool] = lambda: True) -> None:
-    """Say whether `run_once` is in its place; `allowed` says whether the task that runs may be suspended at all."""
-    global _allowed
-    _allowed = allowed
-    suspension._elsewhere = here if on else None
+def keep(loop: asyncio.AbstractEventLoop, catch: Callable[[BaseException], bool]) -> bool:
+    """Run all turns of `loop` in workers, beginning with the next, until `let_go`. In its thread.
+
+    It can be stopped then whoever stands still. `catch` is called with what would leave the loop, as KeyboardInterrupt
+    does, and says whether the loop is to go on. False if the loop has no turns.
+    """
+    if not loop_has_turns(loop):
+        return False
+    turns = _of(loop)
+    turns._kept, turns._catch = True, catch
+    _hook(loop)
+    return True
+
+
+def let_go(loop: asyncio.AbstractEventLoop) -> None:
+    """Undo `keep`. In the thread of the loop."""
+    turns = _of(loop)
+    turns._kept, turns._catch = False, None
+
+
+def here() -> Turns | None:
+    """What can suspend the code that asks, if a loop with turns runs in this thread."""
+    loop = asyncio._get_running_loop()
+    return _of(loop) if loop is not None and loop_has_turns(loop) else None
+
+
+def waits_of(loop: asyncio.AbstractEventLoop) -> list[_Caller]:
+    """The callers that stand still on `loop`. In its thread."""
+    turns = _turns.get(loop)
+    return [] if turns is None else list(turns.callers)
+
+
+if turns_possible():
+    suspension._elsewhere = here
+    suspension._drop_workers = drop_workers

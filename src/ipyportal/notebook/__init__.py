@@ -118,17 +118,7 @@ class Extension(sync.Host):
         """What ``%portal`` shows."""
         return Report(self.environment, len(self.history.running()))
 
-    def advice(self) -> str:
-        if self.environment.can_suspend:
-            return (
-                "The cell that loads the extension cannot be, later ones can; nor can tasks and callbacks of the loop "
-                "that are not a cell's: use await there"
-            )
-        if self.environment.kernel is None:
-            return "Type await; or %portal patch on, in an earlier line: then a line with await can be suspended"
-        return f"It could be, but {self.environment.why_not}"
-
-    def interrupted(self) -> bool:
+    def interrupted(self) -> BaseException | None:
         return self.interrupts.take()
 
     def raise_owed(self) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ipyportal import patching, sync
 from ipyportal.concurrency.suspension import greenlets_available
 from ipyportal.concurrency.texts import one_line, short_repr
+from ipyportal.concurrency.turns import turns_possible
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -168,13 +169,12 @@ def _why(environment: Environment) -> str:
         return environment.why_not or "the loop goes on"
     if _suspends_in_a_terminal():
         return "no loop runs; in a line with await one does, and goes on"
-    how = "%portal patch on" if greenlets_available() else "pip install greenlet, and %portal patch on"
-    return f"no loop runs; in a line with await one does, and is blocked, too: {how}"
+    return "no loop runs; in a line with await one does, and is blocked, too: pip install greenlet"
 
 
 def _suspends_in_a_terminal() -> bool:
-    """Whether a line of terminal IPython with ``await`` can be suspended: as any task, while asyncio is patched."""
-    return patching.patched() and greenlets_available()
+    """Whether a line of terminal IPython with ``await`` can be suspended, as any task of asyncio's loops can."""
+    return turns_possible()
 
 
 def _in_a_line_that_awaits(environment: Environment) -> str:

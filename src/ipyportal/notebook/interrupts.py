@@ -94,7 +94,18 @@ _DISPATCHER = "ipykernel.kernelbase", "dispatch_shell"
 class _Watch:
     """A task whose code can be interrupted: a handler of the kernel, or an asynchronous cell."""
 
-    __slots__ = ("asked", "awaits_cell", "coroutine", "grace", "interrupted", "is_cell", "loop", "reminder", "task")
+    __slots__ = (
+        "asked",
+        "awaits_cell",
+        "coroutine",
+        "grace",
+        "interrupted",
+        "is_cell",
+        "loop",
+        "raises",
+        "reminder",
+        "task",
+    )
 
     def __init__(self, coroutine: Suspendable[Any], is_cell: bool) -> None:
         self.coroutine = coroutine
@@ -104,6 +115,7 @@ class _Watch:
         self.task = asyncio.current_task()
         self.interrupted = False  # a SIGINT came that has not ended the code yet
         self.asked = False  # and the task was asked to end
+        self.raises: BaseException | None = None  # in place of KeyboardInterrupt
         self.grace: asyncio.TimerHandle | None = None
         self.reminder: Timer | None = None  # to look again whether KeyboardInterrupt can be raised in its code
 
@@ -320,13 +332,30 @@ class Interrupts:
             loop.call_later(0.01, loop.stop)
             loop.run_forever()
 
-    def take(self) -> bool:
-        """Whether the present task is interrupted, by the CancelledError at hand if there is one. Only once."""
+    def catch(self, exc: BaseException) -> bool:
+        """What leaves the kernel's loop, as the exception of a signal's handler does, is raised in the cell that waits.
+
+        Returns:
+            False if none does, or if the kernel is told to exit.
+        """
+        if isinstance(exc, SystemExit):
+            return False
+        for watch in reversed(self._watches):
+            if watch.coroutine.suspended or watch.is_cell:
+                watch.raises = exc
+                watch.interrupted = True
+                self._ask(watch)
+                return True
+        return False
+
+    def take(self) -> BaseException | None:
+        """What interrupts the present task, by the CancelledError at hand if there is one. Only once."""
         watch = self._watch_of_current_task()
         if watch is None or not watch.interrupted:
-            return False
+            return None
+        exc, watch.raises = watch.raises, None
         self._forget(watch)
-        return True
+        return exc or KeyboardInterrupt()
 
     def _forget(self, watch: _Watch) -> None:
         watch.interrupted = False

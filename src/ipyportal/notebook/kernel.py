@@ -28,6 +28,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from ipyportal.concurrency import turns
 from ipyportal.concurrency.deadlines import report
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import greenlets_available, suspendable
@@ -187,6 +188,8 @@ class LiveKernel:
         self._loop = asyncio.get_running_loop()
         self._portal.attach(self._loop)
         self._let_comms_pass()
+        if turns.keep(self._loop, self._interrupts.catch):
+            self._undo.append(functools.partial(turns.let_go, self._loop))
 
     def uninstall(self) -> None:
         """Put everything back as it was."""
@@ -261,10 +264,10 @@ class LiveKernel:
         @functools.wraps(show)
         def showtraceback(exc_tuple: Any = None, *args: Any, **kwargs: Any) -> Any:
             exc = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
-            if isinstance(exc, asyncio.CancelledError) and self._interrupts.take():
-                exc = KeyboardInterrupt().with_traceback(exc.__traceback__)
+            if isinstance(exc, asyncio.CancelledError) and (interrupt := self._interrupts.take()) is not None:
+                exc = interrupt.with_traceback(exc.__traceback__)
                 shown.append(exc)
-                exc_tuple = (KeyboardInterrupt, exc, exc.__traceback__)
+                exc_tuple = (type(exc), exc, exc.__traceback__)
             return show(exc_tuple, *args, **kwargs)
 
         @functools.wraps(run_code)

@@ -1,0 +1,148 @@
+"""Workers: the greenlets in which an event loop goes on while code stands still in others.
+
+A worker runs turns of a loop (`Work`) and then switches to who goes on in its place (`Ended`). A thread keeps those
+that are idle. They are all started by one greenlet, the *spawner*, which stands low in the stack.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from ipyportal.concurrency.suspension import Greenlet, GreenletExit, _getcurrent
+
+if TYPE_CHECKING:
+    from ipyportal.concurrency.turns import Turns
+
+__all__ = ["SHALLOW", "Ended", "Work", "borrow_worker", "depth_of", "drop_workers", "greenlets", "leave"]
+
+
+class _Greenlets(threading.local):
+    """The workers of one thread."""
+
+    def __init__(self) -> None:
+        self.idle: list[Any] = []
+        self.spawner: Any = None
+        self.depth = 0  # of the stack where the spawner was started
+        self.active: Any = None
+        """The greenlet that was last switched to: code with greenlets of its own runs in it, or in children of it."""
+
+
+greenlets = _Greenlets()
+
+SHALLOW = 100  # frames: about as many as a kernel has below a cell
+
+
+class Work:
+    """What a worker is given: the turns of a loop."""
+
+    __slots__ = ("loop", "patient", "turns")
+
+    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop, patient: bool) -> None:
+        self.turns = turns
+        self.loop = loop
+        self.patient = patient
+
+
+class Ended:
+    """What a worker brings that has ended its work, to whoever goes on in its place."""
+
+    __slots__ = ("raised", "worker")
+
+    def __init__(self, raised: BaseException | None) -> None:
+        self.worker = _getcurrent()
+        self.raised = raised
+
+
+def leave(go: Callable[..., Any], what: Any, expected: type) -> Any:
+    """Switch to another greenlet; come back with what is for this one.
+
+    Code with greenlets of its own (SQLAlchemy's asyncio layer) makes them children of the one that it runs in, and
+    they switch to their parent when they wait, end, or fail. Theirs may be one that was left since, while another runs
+    their task. What they bring is passed on to that one.
+    """
+    while True:
+        try:
+            came = go(what)
+        except GreenletExit:
+            raise
+        except BaseException as exc:  # noqa: BLE001 - passed on
+            go, what = greenlets.active.throw, exc
+        else:
+            if type(came) is expected:
+                return came
+            go, what = greenlets.active.switch, came
+
+
+def _be_a_worker(starter: list[Any]) -> None:
+    """The body of a worker: it waits for work, does it, and switches to who goes on then."""
+    target, message = starter.pop(), None
+    while True:
+        work = leave(target.switch, message, Work)
+        target, raised = None, None
+        try:
+            work.turns.work(work.loop, work.patient)
+        except GreenletExit:
+            raise  # it was thrown away, with its loop
+        except BaseException as exc:  # noqa: BLE001 - it is raised where the loop stands
+            raised = exc
+        target, message = work.turns.take_next(), Ended(raised)
+        work = raised = None
+        greenlets.active = target
+
+
+def _be_the_spawner(starter: list[Any]) -> None:
+    """The body of the greenlet that starts the others.
+
+    One starts as deep in the stack as who starts it. That shall not be code that waits: of a hundred tasks that wait at
+    once each would begin where the one before stands still.
+    """
+    target: Any = starter.pop()
+    while True:
+        worker = Greenlet(_be_a_worker, first_greenlet())
+        worker.switch([_getcurrent()])
+        starter.append(worker)
+        worker = None
+        target, starter = target.switch(starter)
+
+
+def first_greenlet() -> Any:
+    """The thread's first greenlet."""
+    first = _getcurrent()
+    while first.parent is not None:
+        first = first.parent
+    return first
+
+
+def borrow_worker() -> Any:
+    """An idle worker of this thread; a new one if there is none."""
+    if greenlets.idle:
+        return greenlets.idle.pop()
+    here, made = _getcurrent(), []
+    if greenlets.spawner is None:
+        greenlets.depth = depth_of(sys._getframe())
+        greenlets.spawner = Greenlet(_be_the_spawner, first_greenlet())
+        made.append(here)
+        greenlets.spawner.switch(made)
+    else:
+        greenlets.spawner.switch((here, made))
+    return made.pop()
+
+
+def depth_of(frame: FrameType | None) -> int:
+    """How many frames there are from `frame` down to where its greenlet began."""
+    depth = 0
+    while frame is not None:
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+def drop_workers() -> None:
+    """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
+    greenlets.idle.clear()
+    greenlets.spawner = greenlets.active = None
+    greenlets.depth = 0
