@@ -42,6 +42,24 @@ def started_on(portal: Any, fn: Callable[..., Any], *args: Any) -> Call[Any]:
     return portal.submit(Call.new(fn, *args))
 
 
+def step_by_step(test: Any) -> Any:
+    """A test of that mechanism alone; the others are run with both."""
+    test.step_by_step = True
+    return test
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    ways = ["step by step"] if hasattr(metafunc.function, "step_by_step") else ["step by step", "in turns"]
+    metafunc.parametrize("way", ways, indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How synchronous code is suspended: in a task that was made so, step by step; or in any task, in turns."""
+    if request.param == "in turns":
+        monkeypatch.setattr("tests.concurrency.test_suspension.suspendable", lambda coro: coro)
+
+
 async def make_task(coro: Any) -> Any:
     return await asyncio.get_running_loop().create_task(suspendable(coro))
 
@@ -58,6 +76,7 @@ def run_suspendable(fn: Callable[[], Any]) -> Any:
 # --- where ----------------------------------------------------------------------------------------------------------
 
 
+@step_by_step
 @pytest.mark.parametrize("kind", ["asyncio", "uvloop"])
 def test_every_caller_on_a_loop_can_be_suspended_and_on_uvloop_the_tasks_made_for_it(kind: str, uvloop: Any) -> None:
     answers = {}
@@ -94,11 +113,13 @@ def test_every_caller_on_a_loop_can_be_suspended_and_on_uvloop_the_tasks_made_fo
     }
 
 
+@step_by_step
 def test_suspending_where_that_cannot_be_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r"cannot be suspended here.*ipyportal\.run\(\)"):
         suspend(asyncio.sleep)  # type: ignore[arg-type]
 
 
+@step_by_step
 def test_calls_on_a_loop_thread_can_be_suspended_and_calls_on_a_worker_cannot(loop_thread: EventLoopThread) -> None:
     assert started_on(loop_thread, can_suspend).result()
     assert not from_sync.call_in_new_thread(can_suspend)
@@ -110,32 +131,26 @@ def test_what_is_no_awaitable_is_refused_by_name() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
-def test_a_task_that_starts_eagerly_inside_another_is_not_the_other() -> None:
-    async def eager() -> tuple[bool, str]:
-        here = can_suspend()
-        try:
-            suspend(asyncio.sleep(0))
-        except RuntimeError as exc:
-            return here, str(exc)[:15]
-        return here, "suspended"
+def test_a_task_that_starts_eagerly_inside_another_waits_as_itself() -> None:
+    tasks: list[Any] = []
+
+    async def look() -> None:
+        tasks.append(asyncio.current_task())
+        await asyncio.sleep(0)
+        tasks.append(asyncio.current_task())
+
+    async def eager() -> None:
+        suspend(look())
 
     async def main() -> Any:
         asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)
-        answer = await asyncio.create_task(eager())
-        suspend(asyncio.sleep(0))
-        return answer
+        task = asyncio.create_task(eager())
+        await task
+        assert tasks == [task, task]
+        suspend(look())
+        assert tasks[2:] == [asyncio.current_task()] * 2
 
-    coroutines: list[Any] = []
-
-    def close(coro: Any) -> Any:
-        coroutines.append(coro)
-        return coro
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asyncio, "sleep", lambda *args, sleep=asyncio.sleep: close(sleep(*args)))
-        assert asyncio.run(make_task(main())) == (False, "synchronous cod")
-    for coro in coroutines:
-        coro.close()
+    asyncio.run(make_task(main()))
 
 
 @pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
@@ -404,6 +419,7 @@ def test_asyncio_timeouts_end_suspended_code() -> None:
         asyncio.run(make_task(call()))
 
 
+@step_by_step
 def test_suspended_code_of_a_task_that_is_given_up_is_ended() -> None:
     ended = []
 
@@ -443,6 +459,7 @@ def test_a_hundred_tasks_can_be_suspended_at_once() -> None:
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == list(range(100))
 
 
+@step_by_step
 def test_sync_in_async_in_sync_fifty_deep_uses_no_new_thread(loop_thread: EventLoopThread) -> None:
     def sync(depth: int) -> int:
         return suspend(asynchronous(depth)) if depth else 0
@@ -457,6 +474,7 @@ def test_sync_in_async_in_sync_fifty_deep_uses_no_new_thread(loop_thread: EventL
     assert threading.active_count() == before
 
 
+@step_by_step
 def test_calls_of_the_same_loop_can_be_waited_for_fifty_deep_in_synchronous_code() -> None:
     portal = get_global_loop()
 
@@ -472,6 +490,7 @@ def test_calls_of_the_same_loop_can_be_waited_for_fifty_deep_in_synchronous_code
     assert threading.active_count() == before
 
 
+@step_by_step
 def test_greenlets_are_used_again(loop_thread: EventLoopThread) -> None:
     made: list[Any] = []
     new = suspension._new_greenlet
@@ -486,6 +505,7 @@ def test_greenlets_are_used_again(loop_thread: EventLoopThread) -> None:
     assert len(made) <= 2
 
 
+@step_by_step
 def test_the_pool_holds_no_more_greenlets_than_were_needed_at_once() -> None:
     async def main() -> int:
         async def one() -> None:
@@ -499,6 +519,7 @@ def test_the_pool_holds_no_more_greenlets_than_were_needed_at_once() -> None:
     assert asyncio.run(main()) <= 21
 
 
+@step_by_step
 def test_a_task_without_synchronous_waits_shares_one_greenlet_with_all_others() -> None:
     async def main() -> int:
         async def one() -> None:
@@ -512,6 +533,7 @@ def test_a_task_without_synchronous_waits_shares_one_greenlet_with_all_others() 
     assert asyncio.run(main()) <= 2
 
 
+@step_by_step
 def test_an_idle_greenlet_holds_nothing() -> None:
     class Thing:
         pass
@@ -543,6 +565,7 @@ def test_an_idle_greenlet_holds_nothing() -> None:
     asyncio.run(main())
 
 
+@step_by_step
 def test_a_greenlet_does_not_keep_its_first_step() -> None:
     class Over:
         def send(self, value: None) -> None:
@@ -563,6 +586,7 @@ def test_a_greenlet_does_not_keep_its_first_step() -> None:
     assert reference() is None
 
 
+@step_by_step
 def test_a_cancel_reaches_suspended_code_while_a_greenlet_is_thrown_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """greenlet 3.0 to 3.3 end those that other threads have dropped in the middle of a switch, and clear what `throw`
     was given together with what ending them raises."""
@@ -612,6 +636,7 @@ def test_the_traceback_of_what_passes_through_shows_no_greenlet() -> None:
     assert "_run_steps" not in [entry.name for entry in caught.traceback]
 
 
+@step_by_step
 def test_the_record_of_the_thread_is_as_it_was_after_suspensions(loop_thread: EventLoopThread) -> None:
     def work() -> None:
         suspend(asyncio.sleep(0.001))
@@ -625,6 +650,7 @@ def test_the_record_of_the_thread_is_as_it_was_after_suspensions(loop_thread: Ev
     assert started_on(loop_thread, depth).result() == 0
 
 
+@step_by_step
 def test_suspended_calls_resume_in_any_order(loop_thread: EventLoopThread) -> None:
     # The stacks of what runs in the thread interleave: the first that is suspended is the first to be resumed.
     gates = [Gate() for _ in range(4)]
@@ -694,6 +720,7 @@ def test_sqlalchemy_and_suspensions_share_a_task(tmp_path: Path, loop_thread: Ev
     assert asyncio.run(make_task(main())) == expected
 
 
+@step_by_step
 def test_sqlalchemy_can_be_used_from_synchronous_code_that_is_suspended(
     tmp_path: Path, loop_thread: EventLoopThread
 ) -> None:
@@ -715,6 +742,7 @@ def test_sqlalchemy_can_be_used_from_synchronous_code_that_is_suspended(
     assert [call.result(PATIENCE) for call in calls] == list(range(5))
 
 
+@step_by_step
 @pytest.mark.parametrize("waits", [False, True], ids=["first step", "later step"])
 @pytest.mark.parametrize("through", ["result", "waiter"])
 def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool, through: str) -> None:
@@ -748,6 +776,7 @@ def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool
     assert "_step" not in names
 
 
+@step_by_step
 @pytest.mark.parametrize("end", ["closed", "thrown away"])
 def test_suspended_code_that_is_ended_from_outside_and_returns_tells_who_waits(end: str) -> None:
     # Thrown away it ends in no step, at the end of which who waits could be woken.
@@ -788,6 +817,7 @@ def test_awaitables_may_be_given_as_what_the_type_says() -> None:
     assert run_suspendable(lambda: work(five())) == 5
 
 
+@step_by_step
 def test_a_loop_thread_that_has_ended_keeps_no_greenlets() -> None:
     """A greenlet can be ended by its own thread alone; one that its thread leaves behind stays for good."""
 
@@ -806,6 +836,7 @@ def test_a_loop_thread_that_has_ended_keeps_no_greenlets() -> None:
     until(lambda: greenlets() <= before + 1)
 
 
+@step_by_step
 def test_the_coroutine_of_a_task_that_is_over_can_be_asked_for_its_name() -> None:
     async def own() -> Any:
         # Taken while it runs: CPython 3.12.1 crashes when an eager task that is over is asked for its coroutine.
@@ -816,6 +847,7 @@ def test_the_coroutine_of_a_task_that_is_over_can_be_asked_for_its_name() -> Non
     assert over.__name__ == "CallCoroutine"
 
 
+@step_by_step
 def test_a_pooled_greenlet_that_is_killed_does_not_keep_its_threads_first_greenlet() -> None:
     """greenlet 3.5 may free that while a garbage collection hides who refers to it."""
     run_suspendable(lambda: None)

@@ -65,7 +65,17 @@ from ipyportal.concurrency.asyncio_inside import (
 )
 from ipyportal.concurrency.interruption import Interrupt, Interruptible, interruptible_thread
 from ipyportal.concurrency.suspension import greenlets_available
-from ipyportal.concurrency.workers import SHALLOW, Ended, Work, borrow_worker, depth_of, drop_workers, greenlets, leave
+from ipyportal.concurrency.workers import (
+    SHALLOW,
+    Ended,
+    Work,
+    borrow_worker,
+    depth_of,
+    drop_workers,
+    forward_siblings,
+    greenlets,
+    leave,
+)
 
 __all__ = [
     "Turns",
@@ -261,6 +271,7 @@ class Turns:
             drop_workers()  # they were started from deep in somebody's stack
             greenlets.idle.append(borrow_worker())
         here, worker = suspension._getcurrent(), self._worker
+        greenlets.runs_turn = here
         self._loops.append(here)
         try:
             # Whoever else calls it may look for what it waits for after each turn.
@@ -323,8 +334,11 @@ class Turns:
         """Have a worker run the turns; come back when it is this greenlet's turn again."""
         worker = borrow_worker()
         worker.gr_context = None if context is None else context.copy()  # one that is not entered
-        greenlets.active = worker
-        ended = leave(worker.switch, Work(self, loop, patient), Ended)
+        runs_turn, greenlets.runs_turn = greenlets.runs_turn, worker
+        try:
+            ended = leave(worker.switch, Work(self, loop, patient), Ended)
+        finally:
+            greenlets.runs_turn = runs_turn
         worker, ended.worker = ended.worker, None
         greenlets.idle.append(worker)
         raised, ended.raised = ended.raised, None
@@ -450,6 +464,7 @@ class Turns:
             own_cancel = replace_cancel(task, caller.cancel)
             asyncio.tasks._leave_task(loop, task)
         _hook(loop)
+        forward_siblings()
         self.callers.append(caller)
         began = loop.time() if loop.get_debug() else None
         contexts = leave_contexts(here)

@@ -7,6 +7,7 @@ that are idle. They are all started by one greenlet, the *spawner*, which stands
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable
@@ -18,7 +19,17 @@ from ipyportal.concurrency.suspension import Greenlet, GreenletExit, _getcurrent
 if TYPE_CHECKING:
     from ipyportal.concurrency.turns import Turns
 
-__all__ = ["SHALLOW", "Ended", "Work", "borrow_worker", "depth_of", "drop_workers", "greenlets", "leave"]
+__all__ = [
+    "SHALLOW",
+    "Ended",
+    "Work",
+    "borrow_worker",
+    "depth_of",
+    "drop_workers",
+    "forward_siblings",
+    "greenlets",
+    "leave",
+]
 
 
 class _Greenlets(threading.local):
@@ -27,9 +38,10 @@ class _Greenlets(threading.local):
     def __init__(self) -> None:
         self.idle: list[Any] = []
         self.spawner: Any = None
+        self.forwarder: Any = None
         self.depth = 0  # of the stack where the spawner was started
-        self.active: Any = None
-        """The greenlet that was last switched to: code with greenlets of its own runs in it, or in children of it."""
+        self.runs_turn: Any = None
+        """The greenlet in which the present turn of the loop runs; None before any code has waited."""
 
 
 greenlets = _Greenlets()
@@ -71,11 +83,11 @@ def leave(go: Callable[..., Any], what: Any, expected: type) -> Any:
         except GreenletExit:
             raise
         except BaseException as exc:  # noqa: BLE001 - passed on
-            go, what = greenlets.active.throw, exc
+            go, what = _that_runs_the_turn().throw, exc
         else:
             if type(came) is expected:
                 return came
-            go, what = greenlets.active.switch, came
+            go, what = _that_runs_the_turn().switch, came
 
 
 def _be_a_worker(starter: list[Any]) -> None:
@@ -92,7 +104,6 @@ def _be_a_worker(starter: list[Any]) -> None:
             raised = exc
         target, message = work.turns.take_next(), Ended(raised)
         work = raised = None
-        greenlets.active = target
 
 
 def _be_the_spawner(starter: list[Any]) -> None:
@@ -116,6 +127,45 @@ def first_greenlet() -> Any:
     while first.parent is not None:
         first = first.parent
     return first
+
+
+def _that_runs_the_turn() -> Any:
+    return greenlets.runs_turn or first_greenlet()
+
+
+def _be_the_forwarder(starter: Any) -> None:
+    """The body of a greenlet that passes on whatever is brought to it."""
+    leave(starter.switch, None, Work)
+
+
+def forward_siblings() -> None:
+    """To be called where code is about to stand still: what is meant for the loop shall not wake it.
+
+    Code in a greenlet of its own stands on the one that runs the turn, which waits for it in `switch`. That one has
+    other children, if tasks began theirs in it, and these switch to it whoever runs their tasks by now. So they get
+    another parent, which passes that on. It is a rare case, and to look for the children takes some milliseconds.
+    """
+    own, runs_turn = _getcurrent(), _that_runs_the_turn()
+    if own is runs_turn:
+        return
+    waiting = []
+    while own is not None and own is not runs_turn:
+        waiting.append(own)
+        own = own.parent
+    if greenlets.forwarder is None:
+        greenlets.forwarder = Greenlet(_be_the_forwarder, first_greenlet())
+        greenlets.forwarder.switch(_getcurrent())
+    for child in gc.get_referrers(runs_turn):
+        if isinstance(child, Greenlet) and child.parent is runs_turn and child not in waiting and not _is_ours(child):
+            child.parent = greenlets.forwarder
+
+
+def _is_ours(greenlet: Any) -> bool:
+    """Whether it is the engine's own, or none that has begun and not ended."""
+    frame = greenlet.gr_frame
+    while frame is not None and frame.f_back is not None:
+        frame = frame.f_back
+    return frame is None or frame.f_globals.get("__package__") == __package__
 
 
 def borrow_worker() -> Any:
@@ -144,5 +194,5 @@ def depth_of(frame: FrameType | None) -> int:
 def drop_workers() -> None:
     """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
     greenlets.idle.clear()
-    greenlets.spawner = greenlets.active = None
+    greenlets.spawner = greenlets.forwarder = greenlets.runs_turn = None
     greenlets.depth = 0
