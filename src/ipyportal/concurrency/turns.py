@@ -244,7 +244,8 @@ class Turns:
     def __init__(self) -> None:
         self.callers: list[_Caller] = []
         self.context = contextvars.Context()  # for our own callbacks
-        self._loops: list[Any] = []  # the greenlets in which ``run_forever`` stands between two turns
+        # The greenlets in which the loop itself stands between two turns, and whether it waits for more than one.
+        self._loops: list[tuple[Any, bool]] = []
         self._worker: Any = None  # the greenlet that runs the present turn; None: the loop itself
         self._next: Any = None  # the one to switch to when a worker has ended
         self._own_turn: Callable[[Any], None] = _run_once
@@ -256,13 +257,10 @@ class Turns:
 
     def begin(self, loop: Any, caller: FrameType) -> None:
         """In place of the loop's ``_run_once``: one turn, or more, in a worker. `caller` is the frame that calls it."""
-        if _is_in_a_workers_turn(caller):  # a kind of loop that has a `_run_once` of its own, and calls asyncio's
-            _run_once(loop)
-            return
         if self._stop_again:
             loop._stopping, self._stop_again = True, False
         kind = type(loop)._run_once
-        if kind is not run_once and not (self.callers or self._kept):
+        if kind is not run_once and not (self.callers or self._kept or self._loops):
             vars(loop).pop("_run_once", None)
             kind(loop)
             return
@@ -272,16 +270,22 @@ class Turns:
             greenlets.idle.append(borrow_worker())
         here, worker = suspension._getcurrent(), self._worker
         greenlets.runs_turn = here
-        self._loops.append(here)
+        # Whoever else calls it, as nest_asyncio does, may look for what it waits for after each turn.
+        stands = here, caller.f_code is _RUN_FOREVER
+        task = asyncio.current_task()  # whose code runs the loop inside of itself
+        if task is not None:
+            asyncio.tasks._leave_task(loop, task)
+        self._loops.append(stands)
         try:
-            # Whoever else calls it may look for what it waits for after each turn.
-            self._switch_to_a_worker(loop, caller.f_code is _RUN_FOREVER, here.gr_context)
+            self._switch_to_a_worker(loop, here.gr_context)
         finally:
             self._worker = worker
-            if here in self._loops:
-                self._loops.remove(here)
+            if stands in self._loops:
+                self._loops.remove(stands)
+            if task is not None:
+                asyncio.tasks._enter_task(loop, task)
 
-    def work(self, loop: Any, patient: bool) -> None:
+    def work(self, loop: Any) -> None:
         """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""
         self._worker = suspension._getcurrent()
         try:
@@ -296,9 +300,8 @@ class Turns:
                     elif self._loops or not self._end_what_stands_on_the_loops_stack(exc):
                         raise
                 if self._loops:
-                    needed = self.callers or self._kept or type(loop)._run_once is run_once
-                    if loop._stopping or not patient or not needed:
-                        self._next = self._loops.pop()
+                    if (following := self._loop_that_goes_on(loop)) is not None:
+                        self._next = following
                         return
                 elif loop._stopping:
                     loop._stopping = False  # else it would not sleep until then
@@ -309,10 +312,20 @@ class Turns:
         except suspension.GreenletExit:
             raise
         except BaseException:
-            self._next = self._loops.pop()
+            self._next = self._loops.pop()[0]
             raise
         finally:
             self._worker = None
+
+    def _loop_that_goes_on(self, loop: Any) -> Any:
+        """The greenlet in which the loop itself is to go on after this turn, if it is."""
+        for number, (greenlet, patient) in enumerate(self._loops):
+            if not patient:  # in turn, if there are several, one inside of the other: each may have what it waits for
+                del self._loops[number]
+                return greenlet
+        if loop._stopping or not (self.callers or self._kept or type(loop)._run_once is run_once):
+            return self._loops.pop()[0]
+        return None
 
     def take_next(self) -> Any:
         """The greenlet that goes on when a worker has ended."""
@@ -330,13 +343,13 @@ class Turns:
                 return True
         return False
 
-    def _switch_to_a_worker(self, loop: Any, patient: bool, context: contextvars.Context | None) -> None:
+    def _switch_to_a_worker(self, loop: Any, context: contextvars.Context | None) -> None:
         """Have a worker run the turns; come back when it is this greenlet's turn again."""
         worker = borrow_worker()
         worker.gr_context = None if context is None else context.copy()  # one that is not entered
         runs_turn, greenlets.runs_turn = greenlets.runs_turn, worker
         try:
-            ended = leave(worker.switch, Work(self, loop, patient), Ended)
+            ended = leave(worker.switch, Work(self, loop), Ended)
         finally:
             greenlets.runs_turn = runs_turn
         worker, ended.worker = ended.worker, None
@@ -352,7 +365,7 @@ class Turns:
         """Where ``run_forever`` stands. From any thread."""
         try:
             if self._loops:
-                frame: FrameType | None = self._loops[-1].gr_frame
+                frame: FrameType | None = self._loops[-1][0].gr_frame
             else:
                 frame = next(one.greenlet.gr_frame for one in self.callers if one.on_the_loops_stack)
         except (IndexError, AttributeError, StopIteration):  # it has just gone on
@@ -469,7 +482,7 @@ class Turns:
         began = loop.time() if loop.get_debug() else None
         contexts = leave_contexts(here)
         try:
-            self._switch_to_a_worker(loop, True, here.gr_context)
+            self._switch_to_a_worker(loop, here.gr_context)
         finally:
             for context in reversed(contexts):
                 enter_context(context)
@@ -529,7 +542,10 @@ def _of(loop: asyncio.AbstractEventLoop) -> Turns:
 
 def run_once(self: asyncio.BaseEventLoop) -> None:
     """In place of ``BaseEventLoop._run_once``."""
-    _of(self).begin(self, sys._getframe(1))
+    if type(self)._run_once is run_once:  # type: ignore[attr-defined]
+        _of(self).begin(self, sys._getframe(1))
+    else:  # a kind of loop that has a `_run_once` of its own, and calls asyncio's
+        _run_once(self)
 
 
 def _hook(loop: Any) -> None:

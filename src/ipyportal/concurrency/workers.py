@@ -52,12 +52,11 @@ SHALLOW = 100  # frames: about as many as a kernel has below a cell
 class Work:
     """What a worker is given: the turns of a loop."""
 
-    __slots__ = ("loop", "patient", "turns")
+    __slots__ = ("loop", "turns")
 
-    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop, patient: bool) -> None:
+    def __init__(self, turns: Turns, loop: asyncio.AbstractEventLoop) -> None:
         self.turns = turns
         self.loop = loop
-        self.patient = patient
 
 
 class Ended:
@@ -97,7 +96,7 @@ def _be_a_worker(starter: list[Any]) -> None:
         work = leave(target.switch, message, Work)
         target, raised = None, None
         try:
-            work.turns.work(work.loop, work.patient)
+            work.turns.work(work.loop)
         except GreenletExit:
             raise  # it was thrown away, with its loop
         except BaseException as exc:  # noqa: BLE001 - it is raised where the loop stands
