@@ -211,6 +211,37 @@ def test_without_greenlet_run_works_blocked_and_warns_once(without_greenlet: Ker
     assert kernel.value("%await asyncio.sleep(0.01, 'awaited')") == "awaited"
 
 
+@pytest.mark.parametrize("loaded", [True, False])
+def test_without_greenlet_a_callback_that_blocks_the_kernel_between_cells_is_ended_by_the_stop_button(
+    kernel: Kernel, loaded: bool
+) -> None:
+    kernel.value("import sys\nsys.modules['greenlet'] = None")
+    kernel.value(f"import asyncio\n{'%load_ext ipyportal' if loaded else 'pass'}\nfrom ipyportal import run")
+    kernel.value("""
+        import os, sys
+        begun, ended = os.pipe(), []
+        async def work():
+            try:
+                os.write(begun[1], b"x")
+                await asyncio.sleep(60)
+            finally:
+                ended.append("cleaned up")
+        def callback():
+            try:
+                run(work())
+            except BaseException as exc:
+                ended.append(type(exc).__name__)
+                raise
+        asyncio.get_running_loop().call_later(0.2, callback)
+        None
+    """)
+    time.sleep(0.5)  # it blocks the kernel, which can say nothing of it
+    kernel.interrupt()
+    assert kernel.answers_within(10)
+    assert kernel.value("ended") == ["cleaned up", "CancelledError"]
+    kernel.value("os.close(begun[0]); os.close(begun[1])")
+
+
 @pytest.mark.parametrize("cell", ["", "await asyncio.sleep(0)\n"], ids=["sync", "async"])
 def test_without_greenlet_an_interrupt_cleans_up(without_greenlet: Kernel, cell: str) -> None:
     kernel = without_greenlet

@@ -10,15 +10,17 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import signal
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import concurrency, sync
 from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.waiters import ThreadInbox
-from ipyportal.notebook.cells import cell_number, running_cell
+from ipyportal.notebook.cells import cell_number, in_a_cell, running_cell
 from ipyportal.notebook.display import register_formatters
 from ipyportal.notebook.environment import Environment, Report, detect
 from ipyportal.notebook.history import History, Launched
@@ -117,6 +119,17 @@ class Extension(sync.Host):
     def report(self) -> Report:
         """What ``%portal`` shows."""
         return Report(self.environment, len(self.history.running()))
+
+    def blocking(self) -> AbstractContextManager[object]:
+        # Without greenlets. KeyboardInterrupt that leaves a callback or a task, and no cell, would end the kernel.
+        if (
+            self.environment.kernel is None
+            or asyncio._get_running_loop() is None
+            or threading.current_thread() is not threading.main_thread()
+            or in_a_cell()
+        ):
+            return super().blocking()
+        return sync.KeyboardInterrupts(signal.getsignal(signal.SIGINT), as_cancel=True)
 
     def interrupted(self) -> BaseException | None:
         return self.interrupts.take()

@@ -7,6 +7,7 @@ import codeop
 import inspect
 import io
 import re
+import sys
 import tokenize
 import types
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["Body", "cell_number", "contains_await", "running_cell", "without_await"]
+__all__ = ["Body", "cell_number", "contains_await", "in_a_cell", "running_cell", "without_await"]
 
 _FLAG = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 # codeop's flag, which IPython's compiler has set for its prompt: with it an unclosed bracket raises another error.
@@ -101,6 +102,16 @@ def running_cell(shell: InteractiveShell) -> tuple[int, object]:
     parent = getattr(shell, "parent_header", None)  # a kernel's
     header = parent.get("header") if isinstance(parent, dict) else None
     return cell_number(shell), header.get("msg_id") if isinstance(header, dict) else None
+
+
+def in_a_cell() -> bool:
+    """Whether the code that asks is that of a cell, and not a callback or another task beside it."""
+    frame: types.FrameType | None = sys._getframe()
+    while frame is not None:
+        if frame.f_code.co_name == "run_code" and frame.f_globals.get("__name__") == "IPython.core.interactiveshell":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _what_is_shown(tree: ast.Module, interactivity: str) -> tuple[list[ast.stmt], ast.stmt | None]:
