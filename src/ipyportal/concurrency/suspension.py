@@ -165,14 +165,6 @@ def _run_steps(starter: list[Any]) -> Any:  # pragma: no cover - in a greenlet
         target, root = root, None
 
 
-def _borrow() -> Any:
-    """A greenlet of the thread's pool, with the current context. Give it ``switch(step, value, root)``."""
-    idle = interruptible_thread().idle
-    borrowed = idle.pop() if idle else _new_greenlet()
-    borrowed.gr_context = _getcurrent().gr_context
-    return borrowed
-
-
 def _new_greenlet() -> Any:
     # A child of the thread's first greenlet, and not of the one that happens to need it, which it would keep alive.
     first = _getcurrent()

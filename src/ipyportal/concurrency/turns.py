@@ -246,6 +246,7 @@ class Turns:
         self.context = contextvars.Context()  # for our own callbacks
         # The greenlets in which the loop itself stands between two turns, and whether it waits for more than one.
         self._loops: list[tuple[Any, bool]] = []
+        self._impatient = 0  # how many do not
         self._worker: Any = None  # the greenlet that runs the present turn; None: the loop itself
         self._next: Any = None  # the one to switch to when a worker has ended
         self._own_turn: Callable[[Any], None] = _run_once
@@ -260,11 +261,11 @@ class Turns:
         if self._stop_again:
             loop._stopping, self._stop_again = True, False
         kind = type(loop)._run_once
-        if kind is not run_once and not (self.callers or self._kept or self._loops):
+        if not _is_patched(loop) and not (self.callers or self._kept or self._loops):
             vars(loop).pop("_run_once", None)
             kind(loop)
             return
-        self._own_turn = _run_once if kind is run_once else kind
+        self._own_turn = _run_once if _is_patched(loop) else kind
         if greenlets.depth > SHALLOW > depth_of(caller):
             drop_workers()  # they were started from deep in somebody's stack
             greenlets.idle.append(borrow_worker())
@@ -272,6 +273,7 @@ class Turns:
         greenlets.runs_turn = here
         # Whoever else calls it, as nest_asyncio does, may look for what it waits for after each turn.
         stands = here, caller.f_code is _RUN_FOREVER
+        self._impatient += not stands[1]
         task = asyncio.current_task()  # whose code runs the loop inside of itself
         if task is not None:
             asyncio.tasks._leave_task(loop, task)
@@ -282,6 +284,7 @@ class Turns:
             self._worker = worker
             if stands in self._loops:
                 self._loops.remove(stands)
+                self._impatient -= not stands[1]
             if task is not None:
                 asyncio.tasks._enter_task(loop, task)
 
@@ -300,8 +303,8 @@ class Turns:
                     elif self._loops or not self._end_what_stands_on_the_loops_stack(exc):
                         raise
                 if self._loops:
-                    if (following := self._loop_that_goes_on(loop)) is not None:
-                        self._next = following
+                    if loop._stopping or self._impatient or not (self._kept or self.callers or _is_patched(loop)):
+                        self._next = self._loop_that_goes_on()
                         return
                 elif loop._stopping:
                     loop._stopping = False  # else it would not sleep until then
@@ -312,20 +315,17 @@ class Turns:
         except suspension.GreenletExit:
             raise
         except BaseException:
-            self._next = self._loops.pop()[0]
+            self._next = self._loop_that_goes_on()
             raise
         finally:
             self._worker = None
 
-    def _loop_that_goes_on(self, loop: Any) -> Any:
-        """The greenlet in which the loop itself is to go on after this turn, if it is."""
-        for number, (greenlet, patient) in enumerate(self._loops):
-            if not patient:  # in turn, if there are several, one inside of the other: each may have what it waits for
-                del self._loops[number]
-                return greenlet
-        if loop._stopping or not (self.callers or self._kept or type(loop)._run_once is run_once):
-            return self._loops.pop()[0]
-        return None
+    def _loop_that_goes_on(self) -> Any:
+        """The greenlet in which the loop itself goes on: of several, one inside of the other, each in its turn."""
+        number = next((number for number, (_, patient) in enumerate(self._loops) if not patient), -1)
+        greenlet, patient = self._loops.pop(number)
+        self._impatient -= not patient
+        return greenlet
 
     def take_next(self) -> Any:
         """The greenlet that goes on when a worker has ended."""
@@ -542,15 +542,20 @@ def _of(loop: asyncio.AbstractEventLoop) -> Turns:
 
 def run_once(self: asyncio.BaseEventLoop) -> None:
     """In place of ``BaseEventLoop._run_once``."""
-    if type(self)._run_once is run_once:  # type: ignore[attr-defined]
+    if _is_patched(self):
         _of(self).begin(self, sys._getframe(1))
     else:  # a kind of loop that has a `_run_once` of its own, and calls asyncio's
         _run_once(self)
 
 
+def _is_patched(loop: Any) -> bool:
+    """Whether `run_once` is in its place."""
+    return type(loop)._run_once is run_once
+
+
 def _hook(loop: Any) -> None:
     """Have the loop's next turns run by workers."""
-    if type(loop)._run_once is not run_once and "_run_once" not in vars(loop):
+    if not _is_patched(loop) and "_run_once" not in vars(loop):
         reference = weakref.ref(loop)
 
         def run_once_here() -> None:
