@@ -9,6 +9,7 @@ moments, to be tried again with ``IPYPORTAL_SEED=...``.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import statistics
@@ -117,6 +118,40 @@ PRELUDE = """
     async def noop():
         pass
 
+    async def in_a_task(seconds):
+        run(work(seconds))
+
+    class Beside:
+        # A task and a timer that wait all the time. No interrupt is for them.
+        waits, failures = 0, []
+
+        def __init__(self):
+            self.loop = asyncio.get_running_loop()
+            self.task = asyncio.create_task(self.in_a_task())
+            self.in_a_timer()
+
+        def wait(self):
+            try:
+                run(asyncio.sleep(0.002))
+                self.waits += 1
+            except BaseException as exc:
+                self.failures.append(repr(exc))
+                raise
+
+        async def in_a_task(self):
+            while True:
+                self.wait()
+                await asyncio.sleep(0.001)
+
+        def in_a_timer(self):
+            self.timer = self.loop.call_later(0.003, self.in_a_timer)
+            self.wait()
+
+        def end(self):
+            self.task.cancel()
+            self.timer.cancel()
+            return self.waits, self.failures
+
     class Switch:
         on = False
     def library(seconds):
@@ -164,6 +199,8 @@ CELLS = {
     "task group": "run(group(SECONDS))",
     "await a task group": "await group(SECONDS)",
     "nested 5 deep": "run(nested(5, SECONDS))",
+    "tasks that wait": "run(asyncio.gather(*(in_a_task(SECONDS) for _ in range(5))))",
+    "await tasks that wait": "await asyncio.gather(*(in_a_task(SECONDS) for _ in range(5)))",
     "await nested 5 deep": "await nested(5, SECONDS)",
     "on the loop thread": "run(work(SECONDS), on='loop')",
     "on the loop thread, in an async cell": "await asyncio.sleep(0)\nrun(work(SECONDS), on='loop')",
@@ -290,6 +327,8 @@ class Storm:
 
     def run(self, count: int) -> None:
         names = list(CELLS)
+        if importlib.util.find_spec("greenlet"):
+            self.kernel.value("beside = Beside()")
         for name in names:  # each kind once, and only then is looked at what the kernel holds
             self.strike(name)
         before = self.kernel.value("held()")
@@ -302,6 +341,10 @@ class Storm:
         while (grown := self.grown(before)) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert not grown
+        if importlib.util.find_spec("greenlet"):
+            waits, failures = self.kernel.value("beside.end()")
+            assert failures == []
+            assert waits > count
 
     def grown(self, before: dict[str, dict[str, int]]) -> list[str]:
         return [
