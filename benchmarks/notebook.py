@@ -242,6 +242,43 @@ def nested_task(stack: ExitStack, calls: int) -> Sides:
     return (lambda: side(nested)), (lambda: side(plain))
 
 
+WAITS = """
+import asyncio, gc, time
+
+async def waits(calls):
+    gc.collect()
+    begin = time.perf_counter()
+    for _ in range(calls):
+        wait(asyncio.sleep(0))
+    return (time.perf_counter() - begin) / calls * 1e6
+"""
+
+
+@row(
+    "task-waits",
+    "run(asyncio.sleep(0)) in a task that others made",
+    bar=1.5,
+    calls=3_000,
+    most_rounds=31,
+    needs=("nest_asyncio",),
+)
+def task_waits(stack: ExitStack, calls: int) -> Sides:
+    """`run(asyncio.sleep(0))` in a task of the notebook / nest_asyncio's `loop.run_until_complete(...)` there.
+
+    Fair: two fresh kernels, and the same task in both. Either lets the loop go on for a turn.
+    """
+    ours, peer = Kernel(stack), Kernel(stack)
+    ours.run("%load_ext ipyportal\nfrom ipyportal import run as wait")
+    peer.run("import asyncio, nest_asyncio\nnest_asyncio.apply()\nwait = asyncio.get_running_loop().run_until_complete")
+    for kernel in (ours, peer):
+        kernel.run(WAITS)
+
+    def side(kernel: Kernel) -> float:
+        return kernel.value(f"await asyncio.create_task(waits({calls}))")
+
+    return (lambda: side(ours)), (lambda: side(peer))
+
+
 @row("cell-task", "a task awaited in a cell, extension loaded", group="informative", calls=3_000, most_rounds=31)
 def cell_task(stack: ExitStack, calls: int) -> Sides:
     """`await loop.create_task(noop())` in an asynchronous cell, with the extension loaded / not loaded.

@@ -56,7 +56,7 @@ def examine(timeout: float = 60.0) -> dict[str, str]:
         client.start_channels()
         try:
             client.wait_for_ready(timeout=timeout)
-            # A cell of its own: the one that loads the extension cannot be suspended.
+            # A cell of its own: from the next one on, the extension takes part in the kernel's messages.
             _ask(client, _LOAD, {}, deadline)
             answer = _ask(client, "", {"report": _REPORT}, deadline)["user_expressions"]["report"]
         except queue.Empty:

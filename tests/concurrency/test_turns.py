@@ -563,6 +563,45 @@ def test_ctrl_c_ends_the_wait_where_python_raises_it_itself() -> None:
     assert result.stdout == "cleaned up\ninterrupted True\n", result.stderr
 
 
+def test_a_second_ctrl_c_gives_up_the_wait_for_the_clean_up_which_goes_on() -> None:
+    result = python("""
+        import asyncio, os, signal, threading
+        from ipyportal import run
+
+        def press():
+            os.kill(os.getpid(), signal.SIGINT)
+
+        async def stubborn(go_on):
+            try:
+                threading.Timer(0.05, press).start()
+                await asyncio.sleep(60)
+            finally:
+                threading.Timer(0.05, press).start()
+                await go_on.wait()
+                print("cleaned up")
+
+        async def work(go_on):
+            await asyncio.create_task(stubborn(go_on))
+
+        async def main():
+            go_on = asyncio.Event()
+            try:
+                run(work(go_on))
+            except KeyboardInterrupt as exc:
+                print("interrupted")
+                go_on.set()
+                try:
+                    await exc.task
+                except asyncio.CancelledError:
+                    print("cancelled")
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+    """)
+    assert result.stdout == "interrupted\ncleaned up\ncancelled\n", result.stderr
+
+
 # --- loops -----------------------------------------------------------------------------------------------------------
 
 

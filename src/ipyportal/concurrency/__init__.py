@@ -29,11 +29,11 @@ How a call travels::
     ('Password of ada?', 'MainThread')
 
 Everything can be cancelled, from any thread: a call, with all that it sent back (`Call.cancel`), a block of code
-(`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits inside a task can be
-*suspended* instead of blocking its loop (`can_suspend`, `suspend`); calls on an `EventLoopThread` always can.
+(`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits in a task or a
+callback of a loop is *suspended* instead of blocking that loop (`can_suspend`, `suspend`).
 
 The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `tasks`, `waiters`, `cancellation`,
-`interruption`, `deadlines`, `suspension`, `turns`, `executors`, `sending`, `texts`, `api`.
+`interruption`, `deadlines`, `suspension`, `turns`, `workers`, `asyncio_inside`, `executors`, `sending`, `texts`, `api`.
 """
 
 from ipyportal.concurrency import turns as turns  # it has `suspend` work in all tasks and callbacks

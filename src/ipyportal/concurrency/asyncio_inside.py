@@ -116,10 +116,10 @@ def own_context() -> contextvars.Context:
     return here.gr_context  # type: ignore[no-any-return]
 
 
-def leave_contexts(here: Any) -> list[contextvars.Context]:
-    """Leave the contexts that were entered in this greenlet, the innermost first."""
+def leave_contexts(here: Any, outermost: contextvars.Context | None) -> list[contextvars.Context]:
+    """Leave the contexts that were entered in this greenlet, the innermost first, until that which nobody entered."""
     left: list[contextvars.Context] = []
-    while (context := here.gr_context) is not None:
+    while (context := here.gr_context) is not None and context is not outermost:
         try:
             _exit_context(context)
         except RuntimeError:  # the thread's own, which nobody has entered

@@ -550,7 +550,7 @@ def _is_delicate(frame: FrameType | None) -> bool:
     until then, and would get the exception in its place, die of it, and be waited for for ever; in later ones
     `threading` would count a thread, for good, that was never started.
     """
-    if frame is not None and _module(frame).startswith("asyncio."):
+    if frame is not None and (_module(frame).startswith("asyncio.") or _module(frame) in _SWITCHING):
         return True
     undisturbed = _undisturbed.union(_collectors_callbacks())
     while frame is not None:
@@ -598,6 +598,7 @@ def _module(frame: FrameType) -> str:
 
 _WEAK = frozenset(["weakref", "_weakrefset"])
 _DELICATE = _WEAK.union([__name__, *(f"{__package__}.{name}" for name in ("cancellation", "deadlines"))])
+_SWITCHING = frozenset(f"{__package__}.{name}" for name in ("turns", "workers", "asyncio_inside"))
 
 
 # As they are in asyncio: others may stand in their place later, and call these.

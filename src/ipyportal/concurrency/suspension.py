@@ -401,7 +401,9 @@ def suspendable_here() -> Any:
 
 
 def can_suspend() -> bool:
-    """Whether `suspend` works here: in a task made suspendable, in synchronous or asynchronous code of its own.
+    """Whether `suspend` works here: in any task or callback of a loop of asyncio's own kind.
+
+    On other loops, uvloop say, in the calls of an `EventLoopThread` alone. Nowhere without the package greenlet.
 
     Example:
         >>> from ipyportal.concurrency import can_suspend, from_sync
@@ -412,10 +414,11 @@ def can_suspend() -> bool:
 
 
 def suspend(awaitable: Awaitable[T]) -> T:
-    """``await awaitable``, in synchronous code of a suspendable task: the task waits, and its loop goes on.
+    """``await awaitable``, in synchronous code of a task or a callback: that waits, and its loop goes on.
 
-    Call it in the thread of the task's loop. Context variables are the task's own, as in ``await``: what the
-    awaitable sets is set afterwards. A task that is cancelled meanwhile gets `asyncio.CancelledError` out of it.
+    Call it in the thread of the loop. Context variables are the caller's own, as in ``await``: what the awaitable sets
+    is set afterwards. A task that is cancelled meanwhile gets `asyncio.CancelledError` out of it. In a callback, which
+    has no task, the awaitable runs in a task of its own.
 
     Raises:
         RuntimeError: `can_suspend()` is False here.
@@ -434,8 +437,12 @@ def suspend(awaitable: Awaitable[T]) -> T:
     current = suspendable_here()
     if current is None:
         raise RuntimeError(
-            "synchronous code cannot be suspended here: this is no task that ipyportal made suspendable"
-            + ("" if greenlet is not None else ", and the package greenlet is not installed")
+            "synchronous code cannot be suspended here: "
+            + (
+                "no event loop of asyncio's own kind runs in this thread"
+                if greenlet is not None
+                else "the package greenlet is not installed"
+            )
             + ". ipyportal.run() waits for an awaitable everywhere"
         )
     return current.drive(_steps_of(awaitable))  # type: ignore[no-any-return]

@@ -47,8 +47,10 @@ __all__ = ["Interrupts"]
 
 # Frames of these modules may be between two states that must not be torn apart.
 _DELICATE = (
+    "ipyportal.concurrency.asyncio_inside",
     "ipyportal.concurrency.suspension",
     "ipyportal.concurrency.turns",
+    "ipyportal.concurrency.workers",
     "ipyportal.many",
     "ipyportal.notebook.",
     "ipyportal.patching",
