@@ -287,7 +287,7 @@ class Turns:
         # Whoever else calls it, as nest_asyncio does, may look for what it waits for after each turn.
         stands = here, caller.f_code is _RUN_FOREVER
         self._impatient += not stands[1]
-        task = asyncio.current_task()  # whose code runs the loop inside of itself
+        task = asyncio.current_task(loop)  # whose code runs the loop inside of itself
         if task is not None:
             asyncio.tasks._leave_task(loop, task)
         self._loops.append(stands)
