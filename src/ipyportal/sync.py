@@ -26,6 +26,7 @@ from ipyportal.concurrency.primitives import add_note
 from ipyportal.concurrency.suspension import greenlets_available, suspend, suspendable_here
 from ipyportal.concurrency.texts import short_repr, type_name
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
+from ipyportal.concurrency.turns import in_a_toolkits_loop
 
 __all__ = ["HERE", "RULE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
 
@@ -520,6 +521,8 @@ def _advice() -> str:
         return "Use await; or await trio.to_thread.run_sync(function), and run() in that function"
     if not greenlets_available():
         return "It could be, but the package greenlet is not installed: pip install greenlet. In async code, use await"
+    if in_a_toolkits_loop():
+        return "It is called by a GUI toolkit. Start the work with submit(), and take its result in a done callback"
     loop = asyncio._get_running_loop()
     return (
         f"It could be on asyncio's own event loop, and this is {type(loop).__module__}.{type_name(loop)}. Use await; "

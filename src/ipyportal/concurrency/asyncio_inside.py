@@ -28,6 +28,7 @@ __all__ = [
     "enter_context",
     "excuse_slowness",
     "handle_that_runs",
+    "has_handles_ready",
     "leave_contexts",
     "own_context",
     "pad",
@@ -161,6 +162,11 @@ def pad(loop: Any, count: int) -> None:
         handle = asyncio.Handle(int, (), loop)
         handle.cancel()
         loop._ready.append(handle)
+
+
+def has_handles_ready(loop: Any) -> bool:
+    """Whether the loop would call something at once. False for a loop that is not asyncio's own kind."""
+    return bool(getattr(loop, "_ready", ()))
 
 
 def excuse_slowness(loop: Any, seconds: float) -> None:

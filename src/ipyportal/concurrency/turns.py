@@ -89,6 +89,7 @@ __all__ = [
     "Turns",
     "asks_without_waking",
     "here",
+    "in_a_toolkits_loop",
     "keep",
     "let_go",
     "loop_has_turns",
@@ -608,7 +609,28 @@ def let_go(loop: asyncio.AbstractEventLoop) -> None:
 def here() -> Turns | None:
     """What can suspend the code that asks, if a loop with turns runs in this thread."""
     loop = asyncio._get_running_loop()
-    return _of(loop) if loop is not None and loop_has_turns(loop) else None
+    if loop is None or not loop_has_turns(loop) or in_a_toolkits_loop():
+        return None
+    return _of(loop)
+
+
+_TOOLKITS = ("PySide6.QtCore", "PyQt6.QtCore", "PySide2.QtCore", "PyQt5.QtCore", "tkinter", "wx", "gi")
+
+
+def in_a_toolkits_loop() -> bool:
+    """Whether the code that asks is called by a GUI toolkit, which ipykernel lets have its thread.
+
+    Such code cannot stand still: the toolkit keeps pointers to its own frames on the stack, and would follow them while
+    they are set aside.
+    """
+    if not any(name in sys.modules for name in _TOOLKITS):
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") in ("ipykernel.eventloops", "ipyportal.notebook.gui"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def waits_of(loop: asyncio.AbstractEventLoop) -> list[_Caller]:

@@ -29,11 +29,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency import turns
+from ipyportal.concurrency.asyncio_inside import has_handles_ready
 from ipyportal.concurrency.deadlines import report
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.suspension import greenlets_available, suspendable
 from ipyportal.concurrency.waiters import ThreadInbox
 from ipyportal.notebook.attribution import attribute_output
+from ipyportal.notebook.gui import keep_windows_live
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.replacing import replace
 
@@ -179,9 +181,15 @@ class LiveKernel:
                 handlers[name] = self._suspendable_handler(handlers[name])
         self._guard_dispatch()
         self._wrap_async_cells()
-        put_back = attribute_output(self._shell)
-        if put_back is not None:
-            self._undo.append(put_back)
+        for put_back in attribute_output(self._shell), keep_windows_live(self._kernel, self._is_open):
+            if put_back is not None:
+                self._undo.append(put_back)
+
+    def _is_open(self) -> bool:
+        """Whether code of a cell or a callback may be waiting on the kernel's loop, or is about to be run there."""
+        return self._open > 0 or (
+            self._loop is not None and (bool(turns.waits_of(self._loop)) or has_handles_ready(self._loop))
+        )
 
     def attach(self) -> None:
         """What needs the kernel's loop: at once in a cell; in the first one, if the kernel's configuration loads us."""
