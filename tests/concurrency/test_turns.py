@@ -605,7 +605,26 @@ def test_a_second_ctrl_c_gives_up_the_wait_for_the_clean_up_which_goes_on() -> N
 # --- loops -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_loop_that_is_stopped_ends_the_wait_on_its_own_stack() -> None:
+def test_a_loop_that_is_stopped_waits_for_what_stands_on_its_own_stack_for_a_while() -> None:
+    log: list[str] = []
+
+    def callback() -> None:
+        suspend(asyncio.sleep(0.01))
+        log.append("callback")
+
+    async def main() -> None:
+        asyncio.get_running_loop().call_soon(callback)
+        await asyncio.sleep(0)
+        log.append("main")
+
+    with asyncio.Runner() as runner:
+        runner.run(main())
+        runner.run(turns())
+    assert log == ["main", "callback"]
+
+
+def test_a_loop_that_is_stopped_ends_the_wait_on_its_own_stack(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ipyportal.concurrency.turns.GRACE", 0.01)
     ended: list[str] = []
 
     async def work() -> None:

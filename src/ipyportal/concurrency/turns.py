@@ -27,7 +27,7 @@ asyncio must notice nothing of it:
 The callback that ends a wait, `_Caller.wake`, ends the worker's turn by an exception that asyncio lets pass, so that
 the worker has nothing left to do. While somebody waits, ``_run_once`` is replaced in the loop by a function that runs
 the turns in a worker. The loop can then return from ``run_forever`` whoever stands still. Only code that waits first
-stands on the loop's own stack: if the loop is stopped, its wait is cancelled.
+stands on the loop's own stack: if the loop is stopped, it has a second to end, then its wait is cancelled.
 
 What is private of asyncio is touched here (``BaseEventLoop._run_once``, which ``run_forever`` calls for each turn, and
 ``_stopping``) and in `asyncio_inside`.
@@ -100,6 +100,9 @@ __all__ = [
 ]
 
 _run_once: Any = getattr(asyncio.BaseEventLoop, "_run_once", None)
+GRACE = 1.0
+"""Seconds that a wait may keep a loop from returning that was stopped."""
+
 _RUN_FOREVER = asyncio.BaseEventLoop.run_forever.__code__
 
 
@@ -148,6 +151,7 @@ class _Caller:
         "future",
         "greenlet",
         "handler",
+        "limit",
         "loop",
         "message",
         "must_cancel",
@@ -163,6 +167,7 @@ class _Caller:
         self.task = task  # None: a callback
         self.greenlet: Any = None
         self.handler: Any = None
+        self.limit: asyncio.TimerHandle | None = None
         self.due = 0
         self.future: asyncio.Future[Any] | None = None  # None: for the next turn
         self.must_cancel = False
@@ -324,7 +329,7 @@ class Turns:
                 elif loop._stopping:
                     loop._stopping = False  # else it would not sleep until then
                     self._stop_again = True
-                    self._end_what_stands_on_the_loops_stack(None)
+                    self._limit_what_stands_on_the_loops_stack()
         except _TurnIsOver as over:
             self._next = over.caller.greenlet
         except suspension.GreenletExit:
@@ -347,16 +352,23 @@ class Turns:
         following, self._next = self._next, None
         return following
 
-    def _end_what_stands_on_the_loops_stack(self, exc: BaseException | None) -> bool:
-        """The loop cannot return, or raise, before that has ended."""
-        for caller in reversed(self.callers):
+    def _end_what_stands_on_the_loops_stack(self, exc: BaseException) -> bool:
+        """Have the code raise `exc` that stands where the loop itself would raise it. False if there is none."""
+        for caller in self.callers:
             if caller.on_the_loops_stack:
-                if exc is not None:
-                    caller.end(exc)
-                else:
-                    caller.cancel("the event loop is being stopped")
+                caller.end(exc)
                 return True
         return False
+
+    def _limit_what_stands_on_the_loops_stack(self) -> None:
+        """The loop is to be stopped, and cannot return before that code has ended: its wait is cancelled after a while.
+
+        Not at once: the loop may be run again, as by `unittest.IsolatedAsyncioTestCase` for each part of a test.
+        """
+        for caller in self.callers:
+            if caller.on_the_loops_stack and caller.limit is None:
+                text = "the event loop is being stopped"
+                caller.limit = caller.loop.call_later(GRACE, caller.cancel, text, context=self.context)
 
     def _switch_to_a_worker(self, loop: Any, context: contextvars.Context | None) -> None:
         """Have a worker run the turns; come back when it is this greenlet's turn again."""
@@ -509,6 +521,9 @@ class Turns:
             self._worker = worker
             self.callers.remove(caller)
             caller.greenlet = None
+            if caller.limit is not None:
+                caller.limit.cancel()
+                caller.limit = None
             thread.stepping = stepping
             if task is not None:
                 asyncio.tasks._enter_task(loop, task)
