@@ -99,10 +99,10 @@ __all__ = [
     "waits_of",
 ]
 
-_run_once: Any = getattr(asyncio.BaseEventLoop, "_run_once", None)
 GRACE = 1.0
 """Seconds that a wait may keep a loop from returning that was stopped."""
 
+_run_once: Any = getattr(asyncio.BaseEventLoop, "_run_once", None)
 _RUN_FOREVER = asyncio.BaseEventLoop.run_forever.__code__
 
 
@@ -143,7 +143,7 @@ class _TurnIsOver(SystemExit):
 
 
 class _Caller:
-    """Code that waits: where it stands, for what, and how to end that. All in its loop's thread, but for `stop`."""
+    """Code that waits: where it stands, for what, and how to end that. In its loop's thread, but for `end_wait_for`."""
 
     __slots__ = (
         "abandoned",
@@ -237,6 +237,8 @@ class _Caller:
 
     def wake(self, _: object = None) -> None:
         """A callback of the loop: what the caller waits for is over, and it goes on in place of this turn."""
+        if self.greenlet is None:
+            return  # it was thrown away
         handle = sys._getframe(1)
         if handle.f_code is HANDLE_RUN.__code__ and _is_in_a_workers_turn(handle.f_back):
             raise _TurnIsOver(self)
@@ -469,7 +471,9 @@ class Turns:
         # when its code stood still before.
         ready = len(loop._ready)  # type: ignore[attr-defined]
         caller.due = ready if self._due is None else min(self._due, ready)
-        taken = thread._stack and thread.suspend_what_runs_in(loop, caller.end_wait_for if task is None else None)
+        taken: list[Interruptible] = []
+        if thread._stack:
+            taken = thread.suspend_what_runs_in(loop, caller.end_wait_for if task is None else None)
         try:
             if yielded is None:
                 caller.future = None
