@@ -102,6 +102,8 @@ __all__ = [
 GRACE = 1.0
 """Seconds that a wait may keep a loop from returning that was stopped."""
 
+_PATIENCE = 0.005  # seconds for which a turn may sleep where loops run inside of loops, as with nest_asyncio
+
 _run_once: Any = getattr(asyncio.BaseEventLoop, "_run_once", None)
 _RUN_FOREVER = asyncio.BaseEventLoop.run_forever.__code__
 
@@ -267,7 +269,6 @@ class Turns:
         self._impatient = 0  # how many do not
         self._worker: Any = None  # the greenlet that runs the present turn; None: the loop itself
         self._next: Any = None  # the one to switch to when a worker has ended
-        self._own_turn: Callable[[Any], None] = _run_once
         self._due: int | None = None  # how many handles the present turn will pop at most, if code in it stood still
         self._context_of_worker: contextvars.Context | None = None
         self._stop_again = False
@@ -280,13 +281,11 @@ class Turns:
         """In place of the loop's ``_run_once``: one turn, or more, in a worker. `caller` is the frame that calls it."""
         if self._stop_again:
             loop._stopping, self._stop_again = True, False
-        kind = type(loop)._run_once
         self._due = None
         if not _is_patched(loop) and not (self.callers or self._kept or self._loops):
             vars(loop).pop("_run_once", None)
-            kind(loop)
+            type(loop)._run_once(loop)
             return
-        self._own_turn = _run_once if _is_patched(loop) else kind
         if greenlets.depth > SHALLOW > depth_of(caller):
             drop_workers()  # they were started from deep in somebody's stack
             greenlets.idle.append(borrow_worker())
@@ -299,9 +298,13 @@ class Turns:
         if task is not None:
             asyncio.tasks._leave_task(loop, task)
         self._loops.append(stands)
+        # What one of several waits for may be there already: it must come to look, and no turn may sleep for long.
+        alarm = loop.call_later(_PATIENCE, int, context=self.context) if self._impatient > 1 else None
         try:
             self._switch_to_a_worker(loop, here.gr_context)
         finally:
+            if alarm is not None:
+                alarm.cancel()
             self._worker = worker
             if stands in self._loops:
                 self._loops.remove(stands)
@@ -312,11 +315,12 @@ class Turns:
     def work(self, loop: Any) -> None:
         """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""
         self._worker = suspension._getcurrent()
+        turn = _run_once if _is_patched(loop) else type(loop)._run_once
         try:
             while True:
                 self._due = None
                 try:
-                    self._own_turn(loop)
+                    turn(loop)
                 except (_TurnIsOver, suspension.GreenletExit):
                     raise
                 except BaseException as exc:  # KeyboardInterrupt, SystemExit, what a signal's handler raises
