@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from ipyportal import patch_asyncio
+from ipyportal import patch_asyncio, run
 from ipyportal.concurrency import cancel_sync_after, shield, suspend
 from ipyportal.concurrency.workers import greenlets
 
@@ -836,8 +836,24 @@ def test_workers_are_used_again() -> None:
             await asyncio.gather(*(call() for _ in range(4)))
         return len(greenlets.idle)
 
-    counts: list[int] = []
-    thread = threading.Thread(target=lambda: counts.append(asyncio.run(main())))
-    thread.start()
-    thread.join()
-    assert 1 <= counts[0] <= 5
+    assert 1 <= run(main) <= 5  # on the loop thread
+
+
+def test_a_thread_of_others_is_left_without_greenlets() -> None:
+    async def main() -> None:
+        await asyncio.gather(*(call() for _ in range(4)))
+        suspend(asyncio.sleep(0))
+
+    async def call() -> None:
+        suspend(asyncio.sleep(0))
+
+    left: list[Any] = []
+
+    def thread() -> None:
+        asyncio.run(main())
+        left.extend([*greenlets.idle, greenlets.spawner])
+
+    other = threading.Thread(target=thread)
+    other.start()
+    other.join()
+    assert left == [None]

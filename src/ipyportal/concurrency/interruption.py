@@ -197,6 +197,7 @@ class InterruptibleThread:
         "_suspended",
         "_told",
         "_told_in",
+        "ends_its_greenlets",
         "idle",
         "stepping",
     )
@@ -206,6 +207,8 @@ class InterruptibleThread:
         """The suspendable coroutine whose step this thread is in."""
         self.idle: list[Any] = []
         """Greenlets that wait for a step to run."""
+        self.ends_its_greenlets = False
+        """Whether this thread calls `suspension.drop_idle_greenlets` at its end."""
         self._ident = threading.get_ident()
         # Reentrant, because the signal handler below runs in this thread and may find the lock held by it.
         self._lock = threading.RLock()

@@ -253,6 +253,7 @@ class WorkerThread(_ThreadPortal):
         return calls
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
+        interruptible_thread().ends_its_greenlets = True
         ready.set_result(None)
         inbox = self._inbox
         try:
@@ -450,6 +451,7 @@ class EventLoopThread(_ThreadPortal):
         return [*starting, *self._inbox, *filter(None, map(_call_of, self._running)), *self._shutdown_calls]
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
+        interruptible_thread().ends_its_greenlets = True
         try:
             self._run(ready)
         except BaseException as exc:
@@ -808,6 +810,7 @@ class _LentThread(Portal):
         self._inbox.put(None)
 
     def _main(self) -> None:
+        interruptible_thread().ends_its_greenlets = True
         try:
             self._serve()
         finally:

@@ -311,6 +311,15 @@ class Turns:
                 self._impatient -= not stands[1]
             if task is not None:
                 asyncio.tasks._enter_task(loop, task)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        """End the workers if nobody waits, in a thread that may end with the loop and be none of ours."""
+        # greenlet has crashed where a thread ended with greenlets in it, of which the garbage collector knew.
+        if not (self.callers or self._kept or self._loops):
+            thread = threading.current_thread()
+            if thread is not threading.main_thread() and not interruptible_thread().ends_its_greenlets:
+                drop_workers()
 
     def work(self, loop: Any) -> None:
         """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""
@@ -544,6 +553,7 @@ class Turns:
                 excuse_slowness(loop, loop.time() - began)
             pad(loop, caller.due)
             self._due = caller.due
+            self._tidy()
 
 
 def _raise_abandoned(caller: _Caller, abandoned: suspension.WaitAbandoned) -> None:

@@ -76,25 +76,32 @@ def leave(go: Callable[..., Any], what: Any, expected: type) -> Any:
     they switch to their parent when they wait, end, or fail. Theirs may be one that was left since, while another runs
     their task. What they bring is passed on to that one.
     """
-    while True:
-        try:
-            came = go(what)
-        except GreenletExit:
-            raise
-        except BaseException as exc:  # noqa: BLE001 - passed on
-            go, what = _that_runs_the_turn().throw, exc
-        else:
-            if type(came) is expected:
-                return came
-            go, what = _that_runs_the_turn().switch, came
+    try:
+        while True:
+            try:
+                came = go(what)
+            except GreenletExit:
+                raise
+            except BaseException as exc:  # noqa: BLE001 - passed on
+                go, what = _that_runs_the_turn().throw, exc
+            else:
+                if type(came) is expected:
+                    return came
+                go, what = _that_runs_the_turn().switch, came
+    finally:
+        # Also when it is killed here: see `suspension._run_steps`.
+        go = what = came = None  # type: ignore[assignment]
 
 
 def _be_a_worker(starter: list[Any]) -> None:
     """The body of a worker: it waits for work, does it, and switches to who goes on then."""
     target, message = starter.pop(), None
     while True:
-        work = leave(target.switch, message, Work)
-        target, raised = None, None
+        try:
+            work = leave(target.switch, message, Work)
+        finally:
+            target = message = None
+        raised: BaseException | None = None
         try:
             work.turns.work(work.loop)
         except GreenletExit:
@@ -117,7 +124,12 @@ def _be_the_spawner(starter: list[Any]) -> None:
         worker.switch([_getcurrent()])
         starter.append(worker)
         worker = None
-        target, starter = target.switch(starter)
+        try:
+            target, starter = target.switch(starter)
+        except BaseException:
+            target = None
+            starter.clear()
+            raise
 
 
 def first_greenlet() -> Any:
@@ -132,9 +144,9 @@ def _that_runs_the_turn() -> Any:
     return greenlets.runs_turn or first_greenlet()
 
 
-def _be_the_forwarder(starter: Any) -> None:
+def _be_the_forwarder(starter: list[Any]) -> None:
     """The body of a greenlet that passes on whatever is brought to it."""
-    leave(starter.switch, None, Work)
+    leave(starter.pop().switch, None, Work)
 
 
 def forward_siblings() -> None:
@@ -153,7 +165,7 @@ def forward_siblings() -> None:
         own = own.parent
     if greenlets.forwarder is None:
         greenlets.forwarder = Greenlet(_be_the_forwarder, first_greenlet())
-        greenlets.forwarder.switch(_getcurrent())
+        greenlets.forwarder.switch([_getcurrent()])
     for child in gc.get_referrers(runs_turn):
         if isinstance(child, Greenlet) and child.parent is runs_turn and child not in waiting and not _is_ours(child):
             child.parent = greenlets.forwarder
