@@ -72,6 +72,7 @@ from ipyportal.concurrency.workers import (
     borrow_worker,
     depth_of,
     drop_workers,
+    end_idle_workers,
     forward_siblings,
     greenlets,
     leave,
@@ -287,7 +288,7 @@ class Turns:
             type(loop)._run_once(loop)
             return
         if greenlets.depth > SHALLOW > depth_of(caller):
-            drop_workers()  # they were started from deep in somebody's stack
+            end_idle_workers()  # they were started from deep in somebody's stack
             greenlets.idle.append(borrow_worker())
         here, worker = suspension._getcurrent(), self._worker
         greenlets.runs_turn = here
@@ -319,7 +320,7 @@ class Turns:
         if not (self.callers or self._kept or self._loops):
             thread = threading.current_thread()
             if thread is not threading.main_thread() and not interruptible_thread().ends_its_greenlets:
-                drop_workers()
+                end_idle_workers()
 
     def work(self, loop: Any) -> None:
         """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""

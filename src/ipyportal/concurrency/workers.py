@@ -26,6 +26,7 @@ __all__ = [
     "borrow_worker",
     "depth_of",
     "drop_workers",
+    "end_idle_workers",
     "forward_siblings",
     "greenlets",
     "leave",
@@ -202,8 +203,14 @@ def depth_of(frame: FrameType | None) -> int:
     return depth
 
 
+def end_idle_workers() -> None:
+    """End those of this thread that wait for work, and what starts them."""
+    greenlets.idle.clear()
+    greenlets.spawner = greenlets.forwarder = None
+    greenlets.depth = 0
+
+
 def drop_workers() -> None:
     """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
-    greenlets.idle.clear()
-    greenlets.spawner = greenlets.forwarder = greenlets.runs_turn = None
-    greenlets.depth = 0
+    end_idle_workers()
+    greenlets.runs_turn = None
