@@ -84,11 +84,11 @@ def leave(go: Callable[..., Any], what: Any, expected: type) -> Any:
             except GreenletExit:
                 raise
             except BaseException as exc:  # noqa: BLE001 - passed on
-                go, what = _that_runs_the_turn().throw, exc
+                go, what = _addressee().throw, exc
             else:
                 if type(came) is expected:
                     return came
-                go, what = _that_runs_the_turn().switch, came
+                go, what = _addressee().switch, came
     finally:
         # Also when it is killed here: see `suspension._run_steps`.
         go = what = came = None  # type: ignore[assignment]
@@ -145,6 +145,14 @@ def _that_runs_the_turn() -> Any:
     return greenlets.runs_turn or first_greenlet()
 
 
+def _addressee() -> Any:
+    """Who is to get what was brought to another greenlet."""
+    addressee = _that_runs_the_turn()
+    if addressee is _getcurrent() or addressee.dead:  # to switch there would return at once, again and again
+        raise RuntimeError("a greenlet has switched to one of ipyportal's, which does not wait for it")
+    return addressee
+
+
 def _be_the_forwarder(starter: list[Any]) -> None:
     """The body of a greenlet that passes on whatever is brought to it."""
     leave(starter.pop().switch, None, Work)
@@ -170,6 +178,10 @@ def forward_siblings() -> None:
     for child in gc.get_referrers(runs_turn):
         if isinstance(child, Greenlet) and child.parent is runs_turn and child not in waiting and not _is_ours(child):
             child.parent = greenlets.forwarder
+            # SQLAlchemy 2.0 keeps it in an attribute as well, and switches to that.
+            for name, value in list(getattr(child, "__dict__", {}).items()):
+                if value is runs_turn:
+                    setattr(child, name, greenlets.forwarder)
 
 
 def _is_ours(greenlet: Any) -> bool:
