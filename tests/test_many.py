@@ -213,7 +213,7 @@ def test_items_that_wait_for_each_other_are_all_in_flight() -> None:
 def test_threads_that_wait_for_each_other_are_all_in_flight(often: None, times: int) -> None:  # noqa: F811
     # A thread that has just found nothing to do and is about to say so must be woken, or not be needed.
     for _ in range(times):
-        barrier = threading.Barrier(4)
+        barrier = threading.Barrier(4, timeout=10)
 
         def meet(_: int, barrier: threading.Barrier = barrier) -> None:
             barrier.wait(10)
@@ -436,7 +436,7 @@ def test_ctrl_c_at_any_moment_loses_no_result(often: None, times: int) -> None: 
 
 
 def test_ctrl_c_ends_threads_too() -> None:
-    begun = threading.Barrier(4)
+    begun = threading.Barrier(4, timeout=10)
     ended = []
 
     def work(n: int) -> None:

@@ -512,7 +512,13 @@ def _warn_that_the_loop_blocks() -> None:
 def _trio_runs() -> bool:
     """Whether the code that asks runs in a task of trio."""
     trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_run())
+    if trio is None:
+        return False
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _advice() -> str:

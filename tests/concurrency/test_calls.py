@@ -1063,7 +1063,7 @@ def test_a_call_that_several_cancel_while_it_begins_ends_and_ends_once(often: No
         ends: list[Call[Any]] = []
         call = Call.new(asyncio.sleep if number % 2 else time.sleep, 0.0005)
         call.add_done_callback(ends.append)
-        barrier = threading.Barrier(3)
+        barrier = threading.Barrier(3, timeout=10)
 
         def cancel(call: Call[Any] = call, barrier: threading.Barrier = barrier) -> None:
             barrier.wait(PATIENCE)

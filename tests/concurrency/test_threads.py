@@ -41,7 +41,7 @@ def started_on(portal: Any, fn: Callable[..., Any], *args: Any) -> Call[Any]:
 
 def at_once(number: int, fn: Callable[[], Any]) -> list[Any]:
     """The results of `fn` in several threads that call it at the same moment."""
-    barrier = threading.Barrier(number)
+    barrier = threading.Barrier(number, timeout=10)
     results: list[Any] = []
 
     def run() -> None:
@@ -305,7 +305,7 @@ def test_workers_for_short_calls_are_reused() -> None:
 
 
 def test_calls_in_new_threads_run_beside_each_other() -> None:
-    barrier = threading.Barrier(20)
+    barrier = threading.Barrier(20, timeout=10)
     calls = [from_sync.call_soon_in_new_thread(lambda: barrier.wait(PATIENCE)) for _ in range(20)]
     assert sorted(call.result() for call in calls) == list(range(20))
 
@@ -525,7 +525,7 @@ def test_submitting_while_it_shuts_down_loses_no_call(make: type[Any], cancel: b
         portal = make().start()
         accepted: list[Call[Any]] = []
         refused: list[Call[Any]] = []
-        barrier = threading.Barrier(4)
+        barrier = threading.Barrier(4, timeout=10)
 
         def submit(
             portal: Any = portal,
@@ -767,7 +767,7 @@ def test_a_deadline_that_is_set_while_the_clock_is_stopped_holds_and_the_stop_en
     for _ in range(100):
         fired = Gate()
         clock.cancel(clock.call_at(time.monotonic() + PATIENCE, fired.set))
-        barrier = threading.Barrier(2)
+        barrier = threading.Barrier(2, timeout=10)
 
         def stop(barrier: threading.Barrier = barrier) -> None:
             barrier.wait(PATIENCE)

@@ -468,7 +468,7 @@ class Machine(RuleBasedStateMachine):
         actions, self.together = self.together, []
         if not actions:
             return
-        start = threading.Barrier(len(actions))
+        start = threading.Barrier(len(actions), timeout=10)
 
         def act(action: Callable[[], None]) -> None:
             try:
