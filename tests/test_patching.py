@@ -283,6 +283,22 @@ def test_a_runner_can_be_run_inside_of_itself(on_its_own_thread: bool) -> None:
             assert runner.run(library()) == ["default", "of the context"]
 
 
+def test_closing_a_runner_that_has_no_loop_takes_no_turn(within: Callable[..., Any]) -> None:
+    # Finalizers close runners (that of IsolatedAsyncioTestCase from 3.13 on), in the middle of whatever code made the
+    # garbage collector run: a turn there let the tasks of a TaskGroup end while it iterated over them.
+    async def main() -> list[str]:
+        seen: list[str] = []
+        closed = asyncio.Runner()
+        with closed:
+            closed.run(asyncio.sleep(0))
+        asyncio.get_running_loop().call_soon(seen.append, "a turn")
+        for runner in (asyncio.Runner(), closed):
+            runner.close()
+        return list(seen)
+
+    assert within(main) == []
+
+
 def test_a_loop_of_ones_own_can_be_run(within: Callable[..., Any]) -> None:
     async def main() -> list[int]:
         loop = asyncio.new_event_loop()

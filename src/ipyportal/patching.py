@@ -240,7 +240,8 @@ def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def close(self: asyncio.Runner) -> None:
         __tracebackhide__ = True
-        if not _suspends() or _runs_here(self):
+        if not _suspends() or getattr(self, "_loop", self) is None or _runs_here(self):
+            # With nothing to close it takes no turn: finalizers call it, in the middle of anything (unittest's do).
             original(self)
             return
         try:
