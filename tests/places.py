@@ -22,6 +22,7 @@ else:
 
 __all__ = [
     "PLACES",
+    "SUSPENDED",
     "every_place",
     "in_a_call",
     "in_a_callback",
@@ -184,9 +185,13 @@ _suspended = [
     in_a_callback_of_the_loop_thread,
 ]
 
-PLACES: list[Any] = [in_main, in_a_thread, in_a_worker, in_a_call]
+SUSPENDED: list[Any] = []
+"""Where a caller is suspended by turns on demand, with asyncio as it is, and patched."""
 if turns_possible():
-    PLACES += [*_suspended, patched(in_a_call), *map(patched, _suspended)]
+    SUSPENDED += [*_suspended, *map(patched, _suspended)]
+PLACES: list[Any] = [in_main, in_a_thread, in_a_worker, in_a_call, *SUSPENDED]
+if turns_possible():
+    PLACES.append(patched(in_a_call))
 if uvloop is not None:
     blocks = pytest.mark.filterwarnings("ignore:run.. blocks the event loop")
     PLACES.append(pytest.param(in_a_task_that_blocks_its_loop, marks=blocks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import importlib.util
 import io
 import os
 import sys
@@ -26,6 +27,15 @@ color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="no
 async def double(n: int) -> int:
     await asyncio.sleep(0.001)
     return 2 * n
+
+
+def need(*packages: str) -> None:
+    """Skip where one of these is not installed. CI's job of the default interpreter must have them all."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing and os.environ.get("IPYPORTAL_CI") and not os.environ.get("IPYPORTAL_NO_BROWSER"):
+        pytest.fail(f"CI needs {', '.join(missing)}: pip install -e '.[hosts]'")
+    if missing:
+        pytest.skip(f"needs {', '.join(missing)}")
 
 
 # --- without the patch -----------------------------------------------------------------------------------------------
@@ -117,6 +127,103 @@ def test_an_async_view_of_django() -> None:
         asyncio.run(main())
     """)
     assert result.stdout == "met met met\n", result.stderr
+
+
+FASTAPI = """
+import asyncio, socket, warnings
+import httpx, uvicorn
+from fastapi import FastAPI
+from ipyportal import run
+
+app = FastAPI()
+barrier = None
+
+async def meet():
+    global barrier
+    barrier = barrier or asyncio.Barrier(3)
+    await barrier.wait()
+    return "met"
+
+def helper(work):
+    return run(work)
+
+@app.get("/meet")
+async def view():
+    return helper(meet())
+
+@app.get("/alone")
+async def alone():
+    return helper(asyncio.sleep(0.01, "alone"))
+
+@app.get("/thread")
+def thread():
+    return helper(asyncio.sleep(0.01, "in a thread"))
+
+async def main(*paths):
+    with socket.create_server(("127.0.0.1", 0)) as sock:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+        serving = asyncio.create_task(server.serve([sock]))
+        base = "http://127.0.0.1:%d" % sock.getsockname()[1]
+        async with httpx.AsyncClient(base_url=base, trust_env=False, timeout=10) as client:
+            answers = await asyncio.gather(*map(client.get, paths))
+        server.should_exit = True
+        await serving
+    print(*(answer.json() for answer in answers), sep=", ")
+
+"""
+
+
+def test_handlers_of_fastapi_wait_side_by_side() -> None:
+    need("fastapi", "uvicorn", "httpx")
+    result = python(FASTAPI + 'asyncio.run(main("/meet", "/meet", "/thread", "/meet"))')
+    assert result.stdout == "met, met, in a thread, met\n", result.stderr
+    assert "RuntimeWarning" not in result.stderr
+
+
+def test_handlers_of_fastapi_on_uvloop_block_it_with_one_warning() -> None:
+    need("fastapi", "uvicorn", "httpx", "uvloop")
+    result = python(
+        FASTAPI
+        + """
+import uvloop
+with warnings.catch_warnings(record=True) as caught, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    warnings.simplefilter("always", RuntimeWarning)
+    runner.run(main("/alone", "/thread", "/alone"))
+print(*(warning.message for warning in caught))
+"""
+    )
+    answers, _, warned = result.stdout.partition("\n")
+    assert answers == "alone, in a thread, alone", result.stderr
+    assert warned.count("blocks the event loop") == 1
+    assert "this is uvloop.Loop. Use await; or await asyncio.to_thread(function)" in warned
+    assert "load_ext" not in warned
+
+
+@pytest.mark.parametrize("made_by", ["qasync.run(main())", "loop.run_until_complete(main())"], ids=["policy", "loop"])
+def test_a_gui_whose_loop_is_qasync_s_is_blocked_with_one_warning(made_by: str) -> None:
+    # `qasync.run` has its policy make all loops, also those of other threads, where Qt cannot run them.
+    need("qasync", "PySide6")
+    result = python(f"""
+        import os, sys, warnings
+        os.environ["QT_QPA_PLATFORM"] = "offscreen"
+        import asyncio, qasync
+        from PySide6.QtWidgets import QApplication
+        from ipyportal import run
+
+        async def main():
+            def helper():
+                return run(asyncio.sleep(0.01, asyncio.get_running_loop))()
+            return type(helper()).__name__, run(asyncio.sleep(0.01, 5))
+
+        app = QApplication([])
+        loop = qasync.QEventLoop(app)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            print({made_by})
+        print(*(warning.message for warning in caught))
+    """)
+    assert result.stdout.startswith("('QSelectorEventLoop', 5)\nrun() blocks the event loop"), result.stderr
+    assert result.stdout.count("blocks the event loop") == 1
 
 
 def test_unittest_s_asynchronous_test_case() -> None:
@@ -218,6 +325,91 @@ def test_a_web_server_is_told_that_it_can_have_no_signals_and_goes_on() -> None:
     with patch_asyncio():
         assert asyncio.run(main()) == 6
     assert "signals reach the main thread alone" in told[0]
+
+
+SERVED = """
+import asyncio, socket, urllib.request
+from ipyportal import patch_asyncio, run
+
+async def double(n):
+    await asyncio.sleep(0.001)
+    return 2 * n
+
+def helper():
+    return str(run(double(4)))  # on the loop of the server
+
+def ask(path):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return opener.open("http://127.0.0.1:%d%s" % (sock.getsockname()[1], path), timeout=10).read().decode()
+
+async def ask_twice():
+    return await asyncio.gather(asyncio.to_thread(ask, "/"), asyncio.to_thread(ask, "/"))
+
+"""
+
+
+def test_a_server_of_aiohttp_is_run_from_a_task() -> None:
+    need("aiohttp")
+    result = python(
+        SERVED
+        + """
+from aiohttp import web
+
+async def view(request):
+    return web.Response(text=helper())
+
+async def stop(request):
+    asyncio.get_running_loop().call_later(0.05, exit_gracefully)
+    return web.Response(text="")
+
+def exit_gracefully():
+    raise web.GracefulExit
+
+async def main():
+    answers = asyncio.create_task(ask_twice())
+    answers.add_done_callback(lambda _: stopped.append(asyncio.ensure_future(asyncio.to_thread(ask, "/stop"))))
+    app = web.Application()
+    app.add_routes([web.get("/", view), web.get("/stop", stop)])
+    web.run_app(app, sock=sock, print=None)
+    print(await answers)
+    await stopped[0]
+
+stopped = []
+with socket.create_server(("127.0.0.1", 0)) as sock, patch_asyncio():
+    asyncio.run(main())
+"""
+    )
+    assert result.stdout == "['8', '8']\n", result.stderr
+
+
+def test_a_server_of_hypercorn_is_run_from_a_task() -> None:
+    need("hypercorn")
+    result = python(
+        SERVED
+        + """
+from hypercorn.asyncio import serve
+from hypercorn.config import Config
+
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+        await send({"type": "http.response.body", "body": helper().encode()})
+
+async def ask_and_stop():  # hypercorn has no other way to be stopped in a thread
+    print(await ask_twice())
+
+async def main():
+    config = Config()
+    config.bind = ["fd://%d" % sock.fileno()]
+    config.loglevel = "CRITICAL"
+    asyncio.run(serve(app, config, shutdown_trigger=ask_and_stop))
+
+sock = socket.create_server(("127.0.0.1", 0))
+with patch_asyncio():
+    asyncio.run(main())
+"""
+    )
+    assert result.stdout == "['8', '8']\n", result.stderr
 
 
 def test_a_kind_of_loop_that_is_imported_after_the_patch_came_on() -> None:

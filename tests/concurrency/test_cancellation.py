@@ -30,6 +30,7 @@ from ipyportal.concurrency import (
     suspend,
 )
 from ipyportal.concurrency.interruption import interruptible_thread
+from tests.places import SUSPENDED
 
 from .helpers import PATIENCE, Gate, soon, spin, until
 
@@ -63,7 +64,7 @@ def on_loop_thread(fn: Callable[[], Any]) -> Any:
         return started_on(portal, fn).result()
 
 
-everywhere = pytest.mark.parametrize("run", [on_main, on_worker, on_foreign_thread, on_loop_thread])
+everywhere = pytest.mark.parametrize("run", [on_main, on_worker, on_foreign_thread, on_loop_thread, *SUSPENDED])
 
 
 # --- synchronous scopes ----------------------------------------------------------------------------------------------
@@ -282,8 +283,9 @@ def test_an_interrupt_never_hits_code_after_its_scope(run: Callable[..., Any]) -
     # The race: the deadline comes at the very moment at which the block ends, some thousand times.
     def work() -> int:
         rest = random.Random(5)
-        timeouts = 0
-        for _ in range(400):
+        timeouts = rounds = 0
+        while rounds < 400 or not timeouts:
+            rounds += 1
             after = rest.random() * 0.0004
             until = time.monotonic() + after + rest.random() * 0.0001
             try:
@@ -742,7 +744,7 @@ def test_a_call_that_is_suspended_can_be_cancelled(
 # --- shields ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("run", [on_main, on_worker, on_foreign_thread, on_loop_thread])
+@everywhere
 def test_a_shield_holds_a_deadline_back_in_sync_code(run: Callable[..., Any]) -> None:
     def work() -> None:
         with cancel_sync_after(None) as scope:

@@ -169,6 +169,46 @@ def test_the_current_task_is_the_callers_while_its_awaitable_runs_and_none_for_o
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("by_run", [True, False])
+def test_who_waits_goes_on_in_the_turn_in_which_it_would_with_await(by_run: bool) -> None:
+    # The first that waits does so on the loop's own stack. When it goes on, the rest of its turn is run there, in which
+    # the others are to go on, too: they did so one turn later, after what was to come after them.
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        futures = [loop.create_future() for _ in range(4)]
+        order: list[str] = []
+
+        async def wait(n: int) -> None:
+            if by_run:
+                run(futures[n])
+            else:
+                await futures[n]
+            order.append(f"task {n}")
+            loop.call_soon(order.append, f"after task {n}")
+
+        tasks = [asyncio.create_task(wait(n)) for n in range(4)]
+        await turns()
+        for n in (0, 2, 1, 3):
+            futures[n].set_result(None)
+            loop.call_soon(order.append, f"after future {n}")
+        await asyncio.wait(tasks)
+        return order
+
+    assert asyncio.run(main()) == [
+        *(
+            "task 0",
+            "after future 0",
+            "task 2",
+            "after future 2",
+            "task 1",
+            "after future 1",
+            "task 3",
+            "after future 3",
+        ),
+        *("after task 0", "after task 2", "after task 1", "after task 3"),
+    ]
+
+
 def test_what_a_task_refuses_is_refused_in_the_same_words() -> None:
     class Yields:
         def __init__(self, what: Any) -> None:

@@ -85,10 +85,13 @@ CELLS = {
 }
 
 
-@pytest.fixture(scope="module")
-def shared(live_kernel: Kernel) -> Kernel:
+@pytest.fixture(scope="module", params=["patch off", "patch on"])
+def shared(request: pytest.FixtureRequest, live_kernel: Kernel) -> Iterator[Kernel]:
+    """The module's kernel, with asyncio as it is, and patched."""
     live_kernel.value(PRELUDE)
-    return live_kernel
+    live_kernel.value(f"%portal {request.param}")
+    yield live_kernel
+    live_kernel.value("%portal patch off")
 
 
 @pytest.fixture

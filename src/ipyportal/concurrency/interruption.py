@@ -326,7 +326,8 @@ class InterruptibleThread:
                 taken, end_wait = next((one for one in self._suspended if target in one[0]), (None, None))
                 if taken is None:
                     return False
-                if any(isinstance(one, Shield) for one in taken[taken.index(target) :]):
+                above = taken[taken.index(target) :]
+                if any(isinstance(one, Shield) and not isinstance(one, Wait) for one in above):
                     end_wait = None  # it is sent when the code goes on, and has left the shield
             if target._interrupt is not Interrupt.NONE:
                 return True

@@ -14,6 +14,7 @@ import enum
 import itertools
 import os
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -280,6 +281,15 @@ class WorkerThread(_ThreadPortal):
             )
 
 
+def _factory_beside_a_gui() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """asyncio's own, if the policy would make a loop of a GUI, which can live in the GUI's thread alone."""
+    if sys.version_info >= (3, 14):
+        return None  # policies are deprecated, and GUIs bring a `loop_factory`
+    policy = asyncio.get_event_loop_policy()
+    made_by = type(policy).new_event_loop.__module__.partition(".")[0]
+    return None if made_by in ("asyncio", "uvloop", "winloop") else asyncio.DefaultEventLoopPolicy().new_event_loop
+
+
 class EventLoopThread(_ThreadPortal):
     """A thread that runs an event loop, and calls in it as tasks.
 
@@ -291,7 +301,8 @@ class EventLoopThread(_ThreadPortal):
         daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
             clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end when it is over.
-        loop_factory: Makes the loop; `asyncio.new_event_loop` if None. ``uvloop.new_event_loop`` works.
+        loop_factory: Makes the loop; ``uvloop.new_event_loop`` works. If None, `asyncio.new_event_loop`; or asyncio's
+            own default, where the event loop policy makes a GUI's loops (qasync), which are for the GUI's thread.
 
     A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
 
@@ -464,7 +475,7 @@ class EventLoopThread(_ThreadPortal):
             drop_idle_greenlets()
 
     def _run(self, ready: concurrent.futures.Future[None]) -> None:
-        runner = asyncio.Runner(loop_factory=self._loop_factory)
+        runner = asyncio.Runner(loop_factory=self._loop_factory or _factory_beside_a_gui())
         loop: Any = runner.get_loop()
         if not isinstance(loop, asyncio.AbstractEventLoop):
             raise TypeError(f"loop_factory must return a new event loop, not {type(loop).__name__}")

@@ -243,10 +243,12 @@ class _Caller:
         if self.greenlet is None:
             return  # it was thrown away
         handle = sys._getframe(1)
-        if handle.f_code is HANDLE_RUN.__code__ and _is_in_a_workers_turn(handle.f_back):
-            raise _TurnIsOver(self)
-        # The rest of the turn in which somebody waited first, on the loop's own stack; or a loop inside of the loop, as
-        # nest_asyncio has it. The next turn is a worker's.
+        if handle.f_code is HANDLE_RUN.__code__:
+            if _is_in_a_workers_turn(handle.f_back):
+                raise _TurnIsOver(self)
+            if self.turns.gives_way_to(self):
+                return
+        # A loop inside of the loop, as nest_asyncio has it. The next turn is a worker's.
         self.loop.call_soon(self.wake, context=self.turns.context)
 
 
@@ -270,6 +272,7 @@ class Turns:
         self._impatient = 0  # how many do not
         self._worker: Any = None  # the greenlet that runs the present turn; None: the loop itself
         self._next: Any = None  # the one to switch to when a worker has ended
+        self._at_once: _Caller | None = None  # who goes on before the next worker begins a turn
         self._due: int | None = None  # how many handles the present turn will pop at most, if code in it stood still
         self._context_of_worker: contextvars.Context | None = None
         self._stop_again = False
@@ -324,6 +327,9 @@ class Turns:
 
     def work(self, loop: Any) -> None:
         """What a worker does: turn after turn, until somebody who waited goes on, or the loop is to go on itself."""
+        if self._at_once is not None:
+            self._next, self._at_once = self._at_once.greenlet, None
+            return
         self._worker = suspension._getcurrent()
         turn = _run_once if _is_patched(loop) else type(loop)._run_once
         try:
@@ -475,16 +481,35 @@ class Turns:
             raise interrupt
         return result
 
+    def gives_way_to(self, caller: _Caller) -> bool:
+        """In the rest of the turn in which somebody waited first: stand still in the middle of it; `caller` goes on.
+
+        That turn is on the loop's own stack, and cannot be ended. It goes on in the next one. False for a loop inside
+        of the loop.
+        """
+        if self._loops or self._worker is not None:
+            return False
+        loop: Any = caller.loop
+        turn = _Caller(self, loop, None)
+        turn.due = self._due_now(loop)
+        loop.call_soon(turn.wake, context=self.context)
+        self._at_once = caller
+        self._stand_still(turn, interruptible_thread())
+        return True
+
+    def _due_now(self, loop: Any) -> int:
+        """How many handles the present turn will pop at most."""
+        # It counted them when it began: not more than are left now, or were left when its code stood still before.
+        ready = len(loop._ready)
+        return ready if self._due is None else min(self._due, ready)
+
     def _wait(self, caller: _Caller, yielded: Any) -> None:
         """Stand still until what a coroutine has yielded is over, and raise what it has raised."""
         __tracebackhide__ = True
         loop, task = caller.loop, caller.task
         thread = interruptible_thread()
         check_yielded(yielded, loop, task)
-        # The present turn has counted its handles when it began: it will pop no more than are left now, or were left
-        # when its code stood still before.
-        ready = len(loop._ready)  # type: ignore[attr-defined]
-        caller.due = ready if self._due is None else min(self._due, ready)
+        caller.due = self._due_now(loop)
         taken: list[Interruptible] = []
         if thread._stack:
             taken = thread.suspend_what_runs_in(loop, caller.end_wait_for if task is None else None)
