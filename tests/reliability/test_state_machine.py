@@ -66,7 +66,7 @@ SHARED: list[Where] = ["global loop", "named worker", "new thread"]
 class Plan:
     """What the function of a call does: one thing, perhaps around another."""
 
-    do: Literal["return", "fail", "spin", "hold", "insist", "shield", "scope", "wait", "back"]
+    do: Literal["return", "fail", "spin", "hold", "insist", "shield", "scope", "task", "callback", "wait", "back"]
     is_async: bool
     inner: Plan | None = None
     where: Where = "new thread"
@@ -80,7 +80,9 @@ class Plan:
 
     def fails(self) -> bool:
         """Whether the call itself does, and not one that it waits for."""
-        return self.do == "fail" or (self.do == "scope" and self.inner is not None and self.inner.fails())
+        if self.do in ("scope", "task", "callback"):
+            return self.inner is not None and self.inner.fails()
+        return self.do == "fail"
 
     def ends_by_itself(self) -> bool:
         if self.do in ("hold", "insist"):
@@ -98,8 +100,10 @@ def plans(draw: st.DrawFn, depth: int = 3, on_loop: bool = False, sent_back: boo
     if depth:
         # What is sent back cannot be waited for by what is sent back: both are run by one thread.
         kinds += ["wait", "scope"] if sent_back else ["wait", "back", "scope"]
+        if on_loop and greenlets_available():
+            kinds += ["task", "callback"]
     do = draw(st.sampled_from(kinds))
-    is_async = do in ("hold", "insist") or draw(st.booleans())
+    is_async = do in ("hold", "insist", "task", "callback") or draw(st.booleans())
     if do in ("wait", "back", "scope") and on_loop and not greenlets_available():
         is_async = True
     if do == "wait":
@@ -108,6 +112,9 @@ def plans(draw: st.DrawFn, depth: int = 3, on_loop: bool = False, sent_back: boo
         return Plan(do, is_async, inner, where, draw(TIMEOUTS))
     if do == "back":  # perhaps to a thread with a loop
         return Plan(do, is_async, draw(plans(depth - 1, on_loop=True, sent_back=True)))
+    if do in ("task", "callback"):  # synchronous code of the call's own loop, which waits there
+        inner = draw(plans(depth - 1, on_loop, sent_back).filter(lambda plan: not plan.is_async))
+        return Plan(do, is_async, inner)
     if do == "scope":
         inner = draw(plans(depth - 1, on_loop, sent_back).filter(lambda plan: plan.is_async == is_async))
         return Plan(do, is_async, inner, seconds=draw(TIMEOUTS))
@@ -271,6 +278,12 @@ class Work(model.Watched):
                 for _ in range(3):
                     await asyncio.sleep(0)
                     self.shielded_steps += 1
+        elif plan.do == "task":
+            assert plan.inner is not None
+            return await asyncio.create_task(self._in_a_task(plan.inner))
+        elif plan.do == "callback":
+            assert plan.inner is not None
+            return await self._in_a_callback(plan.inner)
         elif plan.do == "scope":
             assert plan.inner is not None
             try:
@@ -295,6 +308,26 @@ class Work(model.Watched):
                 return self.number
             return await sent
         return self.number
+
+    async def _in_a_task(self, plan: Plan) -> int:
+        return self._sync(plan)
+
+    async def _in_a_callback(self, plan: Plan) -> int:
+        loop = asyncio.get_running_loop()
+        outcome: asyncio.Future[int] = loop.create_future()
+
+        def callback() -> None:
+            try:
+                result = self._sync(plan)
+            except BaseException as exc:  # noqa: BLE001 - the call's, if that still waits for it
+                if not outcome.done():
+                    outcome.set_exception(exc)
+            else:
+                if not outcome.done():
+                    outcome.set_result(result)
+
+        loop.call_soon(callback)
+        return await asyncio.shield(outcome)
 
     # --- what may come of it ---
 
