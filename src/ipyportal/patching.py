@@ -34,7 +34,7 @@ from ipyportal.concurrency.interruption import Wait, interruptible_thread
 from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
 from ipyportal.concurrency.texts import type_name
 from ipyportal.concurrency.threads import WorkerThread
-from ipyportal.sync import RULE, run
+from ipyportal.sync import RULE, _await, run
 
 __all__ = ["PatchSwitch", "loop_name", "patch_asyncio", "patched", "report"]
 
@@ -229,8 +229,11 @@ def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
             return _refused(original, self, coro, **options)
         if not _runs_here(self):
             return _elsewhere(_thread_of(self), lambda coro: original(self, coro, **options), coro)
+        if sys.version_info >= (3, 14) and inspect.isawaitable(coro) and not asyncio.iscoroutine(coro):
+            coro = _await(coro)
         if not asyncio.iscoroutine(coro):
-            return original(self, coro, **options)  # refused
+            # Refused in that Python's own words, which CPython 3.14 has where no loop runs.
+            return _elsewhere("thread", lambda coro: original(self, coro, **options), coro)
         return _await_here(self.get_loop().create_task(coro, **options))
 
     return run

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import importlib.util
 import inspect
 import signal
 import sys
@@ -369,16 +370,15 @@ def _call_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout
 
 
 def _nest_asyncio(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-    """Have nest-asyncio patch the loop that runs in this thread."""
-    try:
-        import nest_asyncio
-    except ImportError:
-        raise ImportError(
-            'on="nested" needs nest-asyncio, which is not installed: pip install "ipyportal[nest]"'
-        ) from None
+    """Have nest-asyncio, or one of its forks, patch the loop that runs in this thread."""
+    # The maintained forks: nest-asyncio2, and anest-asyncio, which has nest-asyncio's own module name.
+    found = [name for name in ("nest_asyncio2", "nest_asyncio") if importlib.util.find_spec(name) is not None]
+    if not found:
+        raise ImportError('on="nested" needs nest-asyncio, which is not installed: pip install "ipyportal[nest]"')
     if loop is None:
         raise RuntimeError('on="nested" re-enters the loop that runs in this thread, and none runs here: leave on= out')
-    nest_asyncio.apply(loop)
+    name = next((name for name in found if name in sys.modules), found[0])  # the one that may have patched it already
+    importlib.import_module(name).apply(loop)
     return loop
 
 

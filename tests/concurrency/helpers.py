@@ -33,6 +33,10 @@ def soon(seconds: float = 3.0) -> Iterator[None]:
     assert took < seconds, f"took {took:.2f} s"
 
 
+NEST_ASYNCIO = "nest_asyncio" if sys.version_info < (3, 14) else "nest_asyncio2"
+"""The module of nest-asyncio, or of its fork where it does not run: what the extra `nest` installs."""
+
+
 def until(condition: Callable[[], Any]) -> None:
     """Wait for what another thread is about to do and tells nobody of."""
     deadline = time.monotonic() + PATIENCE

@@ -24,7 +24,7 @@ from ipyportal import patch_asyncio, run
 from ipyportal.concurrency import cancel_sync_after, shield, suspend
 from ipyportal.concurrency.workers import greenlets
 
-from .helpers import PATIENCE, python, soon
+from .helpers import NEST_ASYNCIO, PATIENCE, python, soon
 
 pytest.importorskip("greenlet")
 
@@ -737,12 +737,12 @@ def test_a_kind_of_loop_with_turns_of_its_own() -> None:
 
 
 def test_loops_that_nest_asyncio_runs_inside_of_each_other() -> None:
-    pytest.importorskip("nest_asyncio")
+    pytest.importorskip(NEST_ASYNCIO)
     # Each of them looks for what it waits for after a turn, while others run the turns: none may be forgotten.
-    result = python("""
+    result = python(f"""
         import asyncio, random, warnings
         warnings.simplefilter("ignore")
-        import nest_asyncio
+        import {NEST_ASYNCIO} as nest_asyncio
         nest_asyncio.apply()
         from ipyportal import run
 

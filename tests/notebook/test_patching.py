@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.concurrency.helpers import NEST_ASYNCIO
+
 from .kernel import Kernel
 
 LIBRARY = """
@@ -267,7 +269,7 @@ def test_it_works_in_the_cell_that_loads_the_extension(kernel: Kernel) -> None:
 
 
 def test_nest_asyncio_is_told_and_works_together_with_the_patch(loaded_kernel: Kernel) -> None:
-    pytest.importorskip("nest_asyncio")
+    pytest.importorskip(NEST_ASYNCIO)
     kernel = loaded_kernel
     kernel.value(LIBRARY)
     assert kernel.value("run(double(1), on='nested')") == 2  # which applies it
@@ -287,7 +289,7 @@ def test_nest_asyncio_is_told_and_works_together_with_the_patch(loaded_kernel: K
 
 
 def test_the_stop_button_ends_a_nested_run_with_its_clean_up(loaded_kernel: Kernel) -> None:
-    pytest.importorskip("nest_asyncio")
+    pytest.importorskip(NEST_ASYNCIO)
     loaded_kernel.value(LIBRARY)
     pending = loaded_kernel.begin("run(slow, on='nested')")
     loaded_kernel.interrupt()

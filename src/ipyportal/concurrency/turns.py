@@ -131,7 +131,8 @@ def _kind_has_turns(kind: Any) -> bool:
         return False
     # A loop that runs otherwise has its own way of doing these. nest_asyncio's are asyncio's, re-entered.
     methods = (getattr(kind, name) for name in ("run_forever", "call_soon", "call_at"))
-    return all(method.__module__.partition(".")[0] in ("asyncio", "nest_asyncio") for method in methods)
+    known = ("asyncio", "nest_asyncio", "nest_asyncio2")
+    return all(method.__module__.partition(".")[0] in known for method in methods)
 
 
 class _TurnIsOver(SystemExit):
