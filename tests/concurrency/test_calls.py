@@ -734,6 +734,7 @@ def test_cancelling_the_task_that_awaits_cancels_the_call_and_waits_for_its_clea
             await call
 
         waiting = asyncio.create_task(wait())
+        await asyncio.sleep(0)  # the next line need not suspend if the thread is fast
         await asyncio.to_thread(begun.pass_through)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

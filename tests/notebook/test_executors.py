@@ -61,7 +61,7 @@ def test_a_function_of_the_notebook_is_not_in_a_new_process(kernel_with_pool: Ke
         error = kernel_with_pool.execute(f"run({fn}, 1, on=portal)").error
         assert error is not None
         assert error.ename == "TypeError"
-        assert f"Can't get attribute '{fn}'" in error.evalue
+        assert f"attribute '{fn}'" in error.evalue  # in words of pickle that change
         assert "Put it into a module and import it" in error.evalue
     # The pool has not broken.
     assert kernel_with_pool.value("map(operator.neg, range(3), on=portal)") == [0, -1, -2]
