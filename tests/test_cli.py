@@ -155,10 +155,22 @@ def test_a_cell_that_takes_too_long_fails_the_demo(tmp_path: Path) -> None:
 
 
 def test_a_kernel_that_dies_fails_the_demo(tmp_path: Path) -> None:
-    path = save(tmp_path / "deadly.ipynb", new_code_cell("import os; os._exit(1)"))
+    path = save(
+        tmp_path / "deadly.ipynb",
+        new_code_cell("get_ipython().kernel.log.critical('last words'); import os; os._exit(1)"),
+    )
     run = ipyportal_command("demo", path)
     assert run.returncode == 1
+    assert "last words" in run.stderr  # of the process, which no cell shows
     assert "code cell 1 of 1 failed: the kernel died" in run.stderr
+
+
+def test_a_kernel_that_does_not_start_says_why(tmp_path: Path) -> None:
+    (tmp_path / "ipykernel_launcher.py").write_text("raise SystemExit('no kernel here')")
+    path = save(tmp_path / "some.ipynb", new_code_cell("1"))
+    run = ipyportal_command("demo", path, variables={"PYTHONPATH": str(tmp_path)})
+    assert run.returncode == 1
+    assert "no kernel here" in run.stderr
 
 
 @pytest.mark.parametrize("content", [None, "not JSON", '{"cells": 5}'])

@@ -14,10 +14,12 @@ import json
 import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from ipyportal._version import __version__
 from ipyportal.doctor import examine, this_interpreter
@@ -149,7 +151,7 @@ def _execute(notebook: NotebookNode, path: Path, timeout: int) -> int:
     done = 0
     client = _client(notebook, path, timeout)
     with (
-        client.setup_kernel(),
+        _kernel(client) as said,
         # disable=None: no bar unless it goes to a terminal.
         tqdm(total=total, unit="cell", file=sys.stderr, disable=None, leave=False) as bar,
     ):
@@ -162,6 +164,7 @@ def _execute(notebook: NotebookNode, path: Path, timeout: int) -> int:
             except CellTimeoutError:
                 failure = f"it took more than {timeout} seconds"
             except DeadKernelError:
+                _tell(said)
                 failure = "the kernel died"
             with bar.external_write_mode(file=sys.stdout):
                 _show(cell, sys.stdout)
@@ -185,6 +188,26 @@ def _client(notebook: NotebookNode, path: Path, timeout: int) -> nbclient.Notebo
         coalesce_streams=True,  # and a progress bar's last state only
         resources={"metadata": {"path": str(path.resolve().parent)}},
     )
+
+
+@contextmanager
+def _kernel(client: nbclient.NotebookClient) -> Iterator[IO[bytes]]:
+    """Start the kernel, and end it. Gives what its process writes to stderr, and no cell.
+
+    That is told where the kernel dies. At its end ipykernel may complain of sockets that it has closed.
+    """
+    with tempfile.TemporaryFile() as said, ExitStack() as stack:
+        try:
+            stack.enter_context(client.setup_kernel(stderr=said))
+        except BaseException:
+            _tell(said)
+            raise
+        yield said
+
+
+def _tell(said: IO[bytes]) -> None:
+    said.seek(0)
+    sys.stderr.write(said.read().decode(errors="replace"))
 
 
 def _is_code(cell: NotebookNode) -> bool:
