@@ -209,6 +209,37 @@ def test_who_waits_goes_on_in_the_turn_in_which_it_would_with_await(by_run: bool
     ]
 
 
+def test_ctrl_c_reaches_the_code_for_which_the_rest_of_a_turn_stands_still() -> None:
+    # That rest must not take the signal for itself, which it would lose.
+    async def main() -> list[str]:
+        first, second = asyncio.get_running_loop().create_future(), asyncio.get_running_loop().create_future()
+        seen: list[str] = []
+
+        async def on_the_loops_stack() -> None:
+            run(first)
+
+        async def for_whom_it_stands_still() -> None:
+            run(second)
+            try:
+                signal.raise_signal(signal.SIGINT)
+                seen.append("nothing")
+            except KeyboardInterrupt:
+                seen.append("Ctrl-C")
+
+        tasks = [asyncio.create_task(on_the_loops_stack()), asyncio.create_task(for_whom_it_stands_still())]
+        await turns()
+        first.set_result(None)
+        second.set_result(None)
+        await asyncio.wait(tasks)
+        return seen
+
+    loop = asyncio.new_event_loop()
+    try:
+        assert loop.run_until_complete(main()) == ["Ctrl-C"]
+    finally:
+        loop.close()
+
+
 def test_what_a_task_refuses_is_refused_in_the_same_words() -> None:
     class Yields:
         def __init__(self, what: Any) -> None:

@@ -495,7 +495,10 @@ class Turns:
         turn.due = self._due_now(loop)
         loop.call_soon(turn.wake, context=self.context)
         self._at_once = caller
-        self._stand_still(turn, interruptible_thread())
+        # A Ctrl-C meanwhile is for the code that goes on.
+        self._stand_still(turn, interruptible_thread(), takes_sigint=False)
+        if turn.raises is not None:
+            raise turn.raises
         return True
 
     def _due_now(self, loop: Any) -> int:
@@ -537,7 +540,7 @@ class Turns:
         if yielded is not None:
             yielded.result()
 
-    def _stand_still(self, caller: _Caller, thread: Any) -> None:
+    def _stand_still(self, caller: _Caller, thread: Any, takes_sigint: bool = True) -> None:
         """Leave the greenlet that calls this as it stands, and have a worker run the loop, until `_Caller.wake`."""
         loop: Any = caller.loop
         task = caller.task
@@ -547,7 +550,7 @@ class Turns:
         handle = handle_that_runs() if task is None else None
         busy = None if handle is None else Busy(handle)
         stepping, thread.stepping = thread.stepping, None
-        takes_sigint = threading.current_thread() is threading.main_thread() and caller.take_sigint()
+        takes_sigint = takes_sigint and threading.current_thread() is threading.main_thread() and caller.take_sigint()
         own_cancel = None
         if task is not None:
             own_cancel = replace_cancel(task, caller.cancel)
