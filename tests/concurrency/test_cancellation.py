@@ -482,6 +482,23 @@ def test_an_infinite_deadline_is_none(make: Callable[..., Any]) -> None:
     assert make(None).deadline is None
 
 
+@pytest.mark.parametrize("inside", [True, False])
+@pytest.mark.parametrize("make", [cancel_sync_after, cancel_async_after])
+def test_a_scope_is_entered_once(make: Callable[[float], CancelScope], inside: bool) -> None:
+    async def main() -> None:
+        scope = make(LONG)
+        with scope:
+            if inside:
+                with pytest.raises(RuntimeError, match="entered once"), scope:
+                    raise AssertionError
+        with pytest.raises(RuntimeError, match="Make one for each block"), scope:
+            raise AssertionError
+        assert not scope.timedout()
+        assert not scope.cancelled()
+
+    asyncio.run(main())
+
+
 def test_a_deadline_at_a_time_is_monotonic() -> None:
     deadline = time.monotonic() + 0.05
     with soon(), pytest.raises(TimeoutError, match="timed out$"), cancel_sync_at(deadline) as scope:

@@ -56,7 +56,7 @@ class CancelScope(abc.ABC):
 
     Made by `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after`, `cancel_async_at`. If the deadline ends the
     block, `TimeoutError` is raised out of it; if `cancel()` does, `asyncio.CancelledError`. A block that had ended
-    before it noticed is neither.
+    before it noticed is neither. A scope is entered once: a second time raises `RuntimeError`.
 
     Example:
         >>> import asyncio, time
@@ -81,6 +81,15 @@ class CancelScope(abc.ABC):
         self._ending: _Ending | None = None
         self._outcome: _Ending | None = None
         self._open = False
+        self._entered = False
+
+    def _enter_once(self) -> None:
+        if self._entered:
+            raise RuntimeError(
+                "a cancel scope can be entered once: its deadline was for the block before. Make one for each block, "
+                "with cancel_sync_after or cancel_async_after"
+            )
+        self._entered = True
 
     @property
     def deadline(self) -> float | None:
@@ -140,6 +149,7 @@ class SyncCancelScope(CancelScope):
     _task: asyncio.Task[Any] | None = None
 
     def __enter__(self) -> Self:
+        self._enter_once()
         self._thread = interruptible_thread()
         self._timer: Timer | None = None
         if asyncio._get_running_loop() is not None and (task := asyncio.current_task()) is not None:
@@ -216,6 +226,7 @@ class AsyncCancelScope(CancelScope):
                 "cancel_async_after and cancel_async_at work inside an asyncio task; in synchronous code "
                 "use cancel_sync_after or cancel_sync_at"
             )
+        self._enter_once()
         self._task = task
         self._loop = task.get_loop()
         self._cancelling = task.cancelling()
