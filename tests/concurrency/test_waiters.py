@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ipyportal import run
 from ipyportal.concurrency import (
     AsyncWaiter,
     Call,
@@ -803,3 +804,37 @@ def test_a_caller_that_is_cancelled_while_done_callbacks_run_runs_those_that_fol
         with soon(), pytest.raises(concurrent.futures.CancelledError):
             portal.submit(outer).result()
     assert told == ["first", "second"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def refused_work(portal: Any) -> tuple[list[str], Callable[[], None]]:
+    """What became of work that is sent to `portal` by its own thread, and the code of that thread that waits for it."""
+    seen: list[str] = []
+
+    def wait() -> None:
+        try:
+            run(lambda: seen.append("it ran"), on=portal)
+        except RuntimeError as exc:
+            seen.append("would never end" if "would never end" in str(exc) else str(exc))
+
+    return seen, wait
+
+
+def test_what_a_worker_thread_is_refused_to_wait_for_does_not_run() -> None:
+    # It was in the queue of the very thread that was refused the wait, and ran afterwards.
+    with WorkerThread() as worker:
+        seen, wait = refused_work(worker)
+        worker.submit(Call.new(wait)).result()
+    assert seen == ["would never end"]
+
+
+@pytest.mark.filterwarnings("ignore:run.. blocks the event loop")
+def test_what_a_callback_of_a_loop_thread_is_refused_to_wait_for_does_not_run(uvloop: Any) -> None:
+    over = threading.Event()
+    with EventLoopThread(loop_factory=uvloop.new_event_loop) as thread:  # whose callbacks cannot be suspended
+        seen, wait = refused_work(thread)
+        thread.loop.call_soon_threadsafe(lambda: (wait(), over.set()))
+        assert over.wait(PATIENCE)
+    assert seen == ["would never end"]

@@ -280,7 +280,14 @@ class SyncWaiter(Waiter[T]):
                         self._done_callbacks = ()  # it was refused: it did not begin, and is not over
                         raise
                 if call._portal is not None:
-                    call._portal._check_wait(call)
+                    try:
+                        call._portal._check_wait(call)
+                    except RuntimeError:
+                        if submit is not None:
+                            # What is refused does not run. It has not begun: this thread alone could begin it.
+                            self._done_callbacks = ()
+                            call.cancel()
+                        raise
                 self._serve()
             except KeyboardInterrupt:
                 call.cancel()
