@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 import threading
 from importlib.util import find_spec
 from typing import Any
@@ -111,3 +112,37 @@ def test_a_coroutine_whose_call_is_cancelled_before_it_has_begun_is_closed() -> 
         assert holding.result(30)
     finally:
         thread.shutdown()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_a_task_of_a_loop_that_nobody_runs_cleans_up_after_a_time_out_and_ctrl_c() -> None:
+    result = python("""
+        import asyncio, signal
+        from ipyportal import run
+
+        async def work():
+            try:
+                loop.call_soon(begun)
+                await asyncio.sleep(60)
+            finally:
+                await asyncio.sleep(0)
+                print("cleaned up")
+
+        loop = asyncio.new_event_loop()
+        begun = bool
+        task = loop.create_task(work())
+        try:
+            run(task, timeout=0.05)
+        except TimeoutError as error:
+            print(error)
+        assert task.cancelled()
+        begun = lambda: loop.call_later(0.05, signal.raise_signal, signal.SIGINT)
+        task = loop.create_task(work())
+        try:
+            run(task)
+        except KeyboardInterrupt:
+            print("Ctrl-C", task.cancelled())
+        loop.close()
+    """)
+    assert result.stderr == ""
+    assert result.stdout == "cleaned up\nTask timed out after 0.05 s\ncleaned up\nCtrl-C True\n"

@@ -385,7 +385,14 @@ def _nest_asyncio(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEve
 def _run_nested(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
     """Run the loop of this thread inside of itself until `work` is over. If that is interrupted, `work` cleans up."""
     __tracebackhide__ = True
-    loop = _nest_asyncio(asyncio._get_running_loop())
+    return _run_on(_nest_asyncio(asyncio._get_running_loop()), work, args, kwargs, timeout)
+
+
+def _run_on(
+    loop: asyncio.AbstractEventLoop, work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None
+) -> Any:
+    """Run a loop of this thread until `work` is over, and its clean-up with it."""
+    __tracebackhide__ = True
     task = loop.create_task(_all_of(work, args, kwargs, timeout))
     with host.blocking():
         try:
@@ -493,8 +500,7 @@ def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) ->
         )
     if not loop.is_running() and asyncio._get_running_loop() is None:
         # Nobody else runs it: a task made by an `await` cell of terminal IPython, say.
-        with host.blocking():
-            return loop.run_until_complete(asyncio.wait_for(future, timeout))
+        return cast(T, _run_on(loop, future, (), {}, timeout))
     return cast(T, _run_there(future, (), {}, timeout, LoopPortal(loop, "the loop of the awaited future"), here))
 
 
