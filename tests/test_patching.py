@@ -284,6 +284,20 @@ def test_a_runner_can_be_run_inside_of_itself(on_its_own_thread: bool) -> None:
             assert runner.run(library()) == ["default", "of the context"]
 
 
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="before CPython 3.14 a Runner runs coroutines alone")
+def test_a_runner_inside_of_itself_takes_any_awaitable() -> None:
+    class Awaitable:
+        def __await__(self) -> Iterator[Any]:
+            yield from asyncio.sleep(0).__await__()
+            return 7
+
+    async def library() -> Any:
+        return runner.run(Awaitable())  # type: ignore[arg-type]
+
+    with patch_asyncio(), soon(), asyncio.Runner() as runner:
+        assert runner.run(library()) == 7
+
+
 def test_closing_a_runner_that_has_no_loop_takes_no_turn(within: Callable[..., Any]) -> None:
     # Finalizers close runners (that of IsolatedAsyncioTestCase from 3.13 on), in the middle of whatever code made the
     # garbage collector run: a turn there let the tasks of a TaskGroup end while it iterated over them.

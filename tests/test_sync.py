@@ -145,4 +145,4 @@ def test_a_task_of_a_loop_that_nobody_runs_cleans_up_after_a_time_out_and_ctrl_c
         loop.close()
     """)
     assert result.stderr == ""
-    assert result.stdout == "cleaned up\nTask timed out after 0.05 s\ncleaned up\nCtrl-C True\n"
+    assert result.stdout == "cleaned up\nwork timed out after 0.05 s\ncleaned up\nCtrl-C True\n"

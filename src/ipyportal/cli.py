@@ -111,7 +111,10 @@ def _demo(options: argparse.Namespace) -> int:
         notebook = nbformat.read(path, as_version=4)
     except Exception as error:  # noqa: BLE001 - what is no notebook makes nbformat raise anything
         return _fail(f"{path} cannot be read as a notebook: {error}")
-    return _execute(notebook, path, options.timeout)
+    try:
+        return _execute(notebook, path, options.timeout)
+    except _KernelDidNotStart as error:
+        return _fail(f"no kernel starts with {sys.executable}: {error}. What it wrote is above")
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -164,7 +167,7 @@ def _execute(notebook: NotebookNode, path: Path, timeout: int) -> int:
             except CellTimeoutError:
                 failure = f"it took more than {timeout} seconds"
             except DeadKernelError:
-                _tell(said)
+                _print_stderr_of_kernel(said)
                 failure = "the kernel died"
             with bar.external_write_mode(file=sys.stdout):
                 _show(cell, sys.stdout)
@@ -190,22 +193,27 @@ def _client(notebook: NotebookNode, path: Path, timeout: int) -> nbclient.Notebo
     )
 
 
+class _KernelDidNotStart(Exception):
+    """With what jupyter_client says of it."""
+
+
 @contextmanager
 def _kernel(client: nbclient.NotebookClient) -> Iterator[IO[bytes]]:
     """Start the kernel, and end it. Gives what its process writes to stderr, and no cell.
 
-    That is told where the kernel dies. At its end ipykernel may complain of sockets that it has closed.
+    It is shown where the kernel dies or does not start, and else not: ipykernel may complain at its end, of sockets
+    that it has closed itself.
     """
     with tempfile.TemporaryFile() as said, ExitStack() as stack:
         try:
             stack.enter_context(client.setup_kernel(stderr=said))
-        except BaseException:
-            _tell(said)
-            raise
+        except RuntimeError as error:
+            _print_stderr_of_kernel(said)
+            raise _KernelDidNotStart(error) from error
         yield said
 
 
-def _tell(said: IO[bytes]) -> None:
+def _print_stderr_of_kernel(said: IO[bytes]) -> None:
     said.seek(0)
     sys.stderr.write(said.read().decode(errors="replace"))
 

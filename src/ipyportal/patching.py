@@ -232,7 +232,7 @@ def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
         if sys.version_info >= (3, 14) and inspect.isawaitable(coro) and not asyncio.iscoroutine(coro):
             coro = _await(coro)
         if not asyncio.iscoroutine(coro):
-            # Refused in that Python's own words, which CPython 3.14 has where no loop runs.
+            # To be refused in this Python's own words, elsewhere: CPython 3.14 first refuses the loop that runs here.
             return _elsewhere("thread", lambda coro: original(self, coro, **options), coro)
         return _await_here(self.get_loop().create_task(coro, **options))
 

@@ -25,7 +25,7 @@ from tests.concurrency.helpers import PATIENCE
 
 pytest.importorskip("greenlet")
 
-FUTURES = 3  # of each part, and of all parts together
+FUTURES = 3  # of each part
 
 
 class OnPurpose(Exception):

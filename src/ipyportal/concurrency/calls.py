@@ -739,12 +739,14 @@ def leave_to_parent(calls: Iterable[Call[Any]]) -> None:
 
 
 def name_of(fn: Any) -> str:
-    """What messages call a function, a coroutine, a `Call`."""
+    """What messages call a function, a coroutine or the task that runs it, a `Call`."""
     if type(fn) is types.FunctionType:
         return shown_name(fn.__qualname__)
     try:
         if isinstance(fn, Call):
             return fn.name
+        if isinstance(fn, asyncio.Task):
+            fn = fn.get_coro()
         while type(fn) is not types.FunctionType and isinstance(getattr(fn, "func", None), types.FunctionType):
             fn = fn.func  # functools.partial
         name = getattr(fn, "__qualname__", None) or getattr(fn, "__name__", None)

@@ -282,7 +282,7 @@ class WorkerThread(_ThreadPortal):
 
 
 def _factory_beside_a_gui() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """asyncio's own, if the policy would make a loop of a GUI, which can live in the GUI's thread alone."""
+    """asyncio's own, where the policy may be a GUI's, whose loops run in the GUI's thread alone; else None."""
     if sys.version_info >= (3, 14):
         return None  # policies are deprecated, and GUIs bring a `loop_factory`
     policy = asyncio.get_event_loop_policy()
@@ -302,7 +302,8 @@ class EventLoopThread(_ThreadPortal):
             clean-up. If False, its exit waits for them, and the thread ends.
         run_once: Take one call, and end when it is over.
         loop_factory: Makes the loop; ``uvloop.new_event_loop`` works. If None, `asyncio.new_event_loop`; or asyncio's
-            own default, where the event loop policy makes a GUI's loops (qasync), which are for the GUI's thread.
+            own default, if the event loop policy is none of asyncio's, uvloop's or winloop's: a GUI's policy, as
+            qasync's, makes loops that run in the GUI's thread alone.
 
     A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
 
