@@ -10,6 +10,7 @@ import functools
 import gc
 import logging
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import subprocess
 import sys
@@ -31,7 +32,8 @@ from .concurrency.conftest import often  # noqa: F401 - a fixture
 from .concurrency.helpers import PATIENCE, Gate, python, soon, until
 
 pytestmark = pytest.mark.timeout(180)  # on a machine that is busy a cluster takes long to start
-ENGINES = ("threads", "processes", "dask", "ipyparallel")
+INTERPRETERS = ["interpreters"] if sys.version_info >= (3, 14) else []
+ENGINES = ("threads", "processes", *INTERPRETERS, "dask", "ipyparallel")
 ROOT = Path(__file__).parents[1]
 local_color: contextvars.ContextVar[str] = contextvars.ContextVar("local_color")
 wait = functools.partial(concurrent.futures.wait, timeout=PATIENCE)
@@ -42,6 +44,19 @@ wait = functools.partial(concurrent.futures.wait, timeout=PATIENCE)
 
 def processes() -> concurrent.futures.ProcessPoolExecutor:
     return concurrent.futures.ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+
+
+def interpreters() -> Any:
+    # They find modules as this interpreter did at its start.
+    pool: Any = concurrent.futures.InterpreterPoolExecutor  # type: ignore[attr-defined]
+    return pool(2, initializer=_with_path, initargs=(str(ROOT),))
+
+
+def _with_path(path: str) -> None:
+    import sys
+
+    if path not in sys.path:
+        sys.path.insert(0, path)
 
 
 CLUSTER = """
@@ -107,7 +122,7 @@ class Engine:
 
     def settle(self, portal: ExecutorPortal) -> None:
         """Wait until the workers know what was cancelled."""
-        if self.kind in ("threads", "processes"):
+        if self.kind in ("threads", "processes", "interpreters"):
             return
         until(lambda: portal._cancelling is None)
         if self.kind == "dask":
@@ -127,6 +142,10 @@ def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         with processes() as executor:
             wait([executor.submit(time.sleep, 0.05) for _ in range(2)])
             yield Engine("processes", executor)
+    elif request.param == "interpreters":
+        with interpreters() as executor:
+            wait([executor.submit(time.sleep, 0.05) for _ in range(2)])
+            yield Engine("interpreters", executor)
     elif request.param == "dask":
         with dask_client() as client:
             engine = Engine("dask", client.get_executor(pure=False), client)
@@ -148,6 +167,13 @@ def kept_open(request: pytest.FixtureRequest) -> tuple[str, ...]:
     if "engine" in request.fixturenames and request.getfixturevalue("engine").kind == "dask":
         return "anon_inode:[pidfd]", "socket:"
     return ("anon_inode:[pidfd]",)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def resource_tracker() -> None:
+    """Started with the first process that is spawned, and kept."""
+    if sys.platform != "win32":
+        multiprocessing.resource_tracker.ensure_running()
 
 
 @pytest.fixture
@@ -194,7 +220,7 @@ def test_a_future_of_dask_among_the_arguments_is_its_value(engine: Engine, porta
 
 
 def test_they_run_in_another_process(engine: Engine, portal: ExecutorPortal) -> None:
-    assert (run(os.getpid, on=portal) == os.getpid()) == (engine.kind == "threads")
+    assert (run(os.getpid, on=portal) == os.getpid()) == (engine.kind in ("threads", "interpreters"))
 
 
 def test_arguments_may_have_the_names_of_the_executors_own(portal: ExecutorPortal) -> None:
@@ -311,13 +337,15 @@ def test_what_cannot_be_pickled_is_named_at_once(engine: Engine, portal: Executo
 
 
 def test_a_function_without_a_name(engine: Engine, portal: ExecutorPortal) -> None:
-    if engine.kind != "processes":
+    if engine.kind not in ("processes", "interpreters"):
         assert run(lambda n: n + 1, 3, on=portal) == 4
 
 
-def test_it_can_be_sent_to_a_pool_of_processes_with_cloudpickle() -> None:
+@pytest.mark.parametrize("kind", ["processes", *INTERPRETERS])
+def test_it_can_be_sent_to_a_pool_with_cloudpickle(kind: str) -> None:
     dumps = pytest.importorskip("cloudpickle").dumps
-    with ExecutorPortal(processes(), owner=True, dumps=dumps) as portal:
+    pool = processes() if kind == "processes" else interpreters()
+    with ExecutorPortal(pool, owner=True, dumps=dumps) as portal:
         assert run(lambda n: n + 1, 3, on=portal) == 4
 
 

@@ -10,6 +10,7 @@ import pydoc
 import subprocess
 import sys
 import threading
+import typing
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -417,3 +418,33 @@ def test_types_are_kept() -> None:
     environment = {**os.environ, "MYPYPATH": str(ROOT / "src")}
     checked = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert checked.stdout.startswith("Success"), checked.stdout + checked.stderr
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated late since CPython 3.14")
+def test_annotations_that_cannot_be_evaluated_yet() -> None:
+    names: dict[str, Any] = {"syncify": syncify}
+    code = """
+@syncify
+async def fetch(url: Url) -> Page:
+    return url
+
+@syncify
+class Client:
+    def __init__(self, url: Url) -> None:
+        self.url = url
+    async def get(self) -> Page:
+        return self.url
+"""
+    exec(compile(code, "module", "exec", dont_inherit=True), names)
+    assert names["fetch"]("a") == "a"
+    client = names["Client"]("b")
+    assert client.get() == "b"
+    assert list(inspect.signature(names["Client"]).parameters) == ["url"]
+    with pytest.raises(NameError, match="Url"):
+        names["fetch"].__annotations__  # noqa: B018 - as of the function itself
+    names.update(Url=str, Page=bytes)
+    assert names["fetch"].__annotations__ == {"url": str, "return": bytes}
+    assert typing.get_type_hints(names["fetch"]) == {"url": str, "return": bytes}
+    assert inspect.signature(names["fetch"]) == inspect.signature(names["fetch"].aio)
+    assert inspect.signature(client.get).return_annotation is bytes
+    assert not hasattr(names["fetch"], "nonsense")

@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 from ipyportal.concurrency import turns
 from ipyportal.concurrency.calls import name_of
 from ipyportal.concurrency.interruption import Wait, interruptible_thread
-from ipyportal.concurrency.suspension import can_suspend, greenlets_available, suspendable
+from ipyportal.concurrency.suspension import can_suspend, suspendable, why_no_greenlets
 from ipyportal.concurrency.texts import type_name
 from ipyportal.concurrency.threads import WorkerThread
 from ipyportal.sync import RULE, _await, run
@@ -191,8 +191,8 @@ def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _why_not() -> str:
-    if not greenlets_available():
-        return "the package greenlet is not installed"
+    if why_not := why_no_greenlets():
+        return why_not
     return (
         f"{loop_name(asyncio._get_running_loop())}, which runs here, is not asyncio's own kind of loop. Its cells and "
         "its calls can be suspended, other tasks and callbacks cannot"
@@ -394,8 +394,8 @@ def patch_asyncio() -> _Patch:
     NotImplementedError there, as it does on Windows.
 
     A caller that cannot be suspended gets asyncio's RuntimeError, with a note that says why and what to type instead:
-    where the package greenlet is missing, and in tasks and callbacks of a loop that is not asyncio's own (uvloop). Code
-    that has taken the name before (``from asyncio import run``) keeps asyncio's own.
+    where the package greenlet is missing, elsewhere than on CPython, and in tasks and callbacks of a loop that is not
+    asyncio's own (uvloop). Code that has taken the name before (``from asyncio import run``) keeps asyncio's own.
 
     Example:
         >>> import asyncio
@@ -497,8 +497,8 @@ def report() -> str:
         return "asyncio is not patched: %portal patch on"
     said = ["asyncio.run() and run_until_complete() suspend their callers"]
     loop = asyncio._get_running_loop()
-    if not greenlets_available():
-        said.append("but nothing can be suspended without the package greenlet")
+    if why_not := why_no_greenlets():
+        said.append(f"but nothing can be suspended: {why_not}")
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
             said.append(f"run_until_complete() of {loop_name(loop)} is not patched")

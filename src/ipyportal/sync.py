@@ -24,7 +24,7 @@ from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_a
 from ipyportal.concurrency.deadlines import check_timeout
 from ipyportal.concurrency.portals import Portal
 from ipyportal.concurrency.primitives import add_note
-from ipyportal.concurrency.suspension import greenlets_available, suspend, suspendable_here
+from ipyportal.concurrency.suspension import suspend, suspendable_here, why_no_greenlets
 from ipyportal.concurrency.texts import short_repr, type_name
 from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
 from ipyportal.concurrency.turns import in_a_toolkits_loop
@@ -531,8 +531,8 @@ def _advice() -> str:
     """What to do about a caller that cannot be suspended."""
     if _trio_runs():
         return "Use await; or await trio.to_thread.run_sync(function), and run() in that function"
-    if not greenlets_available():
-        return "It could be, but the package greenlet is not installed: pip install greenlet. In async code, use await"
+    if why_not := why_no_greenlets():
+        return f"It could be, but {why_not}. In async code, use await"
     if in_a_toolkits_loop():
         return "It is called by a GUI toolkit. Start the work with submit(), and take its result in a done callback"
     loop = asyncio._get_running_loop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, overload
@@ -54,6 +55,11 @@ class SyncFunction(Generic[P, A_co, T_co]):
             return self
         aio: Any = self.aio
         return SyncFunction(aio.__get__(instance, owner), functools.partial(self._twin, instance))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__annotations__":  # since CPython 3.14 they are evaluated when they are asked for, and not copied
+            return self.aio.__annotations__
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
 
     def __repr__(self) -> str:
         return f"<synchronous twin of {self.aio!r}>"
@@ -243,6 +249,20 @@ class _Iterable:
 
 
 class _TwinType(type):
+    @property
+    def __signature__(cls) -> inspect.Signature | None:
+        aio = getattr(cls, "aio", None)
+        try:
+            return None if aio is None else inspect.signature(aio)
+        except (TypeError, ValueError):  # of a builtin
+            return None
+        except NameError:  # an annotation names what is not defined yet, or for type checkers alone
+            if sys.version_info >= (3, 14):
+                import annotationlib
+
+                return inspect.signature(aio, annotation_format=annotationlib.Format.FORWARDREF)
+            raise
+
     def __getattr__(cls, name: str) -> Any:
         return getattr(cls.__dict__["aio"], name) if "aio" in cls.__dict__ else type.__getattribute__(cls, name)
 
@@ -273,19 +293,11 @@ def _twin_of_class(cls: type, how: _How) -> Any:
         bases.insert(0, _Manager)
     if hasattr(cls, "__aiter__"):
         bases.insert(0, _Iterable)
-    namespace["__signature__"] = _signature(cls)
     twin = _TwinType(cls.__name__, tuple(bases), namespace)
     twin.__qualname__ = cls.__qualname__
     how.twin = twin
     twin._how = how  # type: ignore[attr-defined]
     return twin
-
-
-def _signature(cls: type) -> inspect.Signature | None:
-    try:
-        return inspect.signature(cls)
-    except (TypeError, ValueError):  # of a builtin
-        return None
 
 
 # --- syncify ---------------------------------------------------------------------------------------------------------

@@ -48,9 +48,10 @@ class ExecutorPortal(Portal):
 
     What runs there is a function with its arguments; an asynchronous one runs in a loop of its own, as in
     `asyncio.run`. How they travel, and their results, is the executor's affair: dask and ipyparallel pickle functions
-    of a notebook by value, a `ProcessPoolExecutor` by name, so that they must be in a module that its processes can
-    import. Asynchronous functions, and `context`, need ipyportal where they run. (A plain function that returns an
-    awaitable is awaited in the standard library's pools alone.)
+    of a notebook by value, a `ProcessPoolExecutor` and an `InterpreterPoolExecutor` (CPython 3.14) by name, so that
+    they must be in a module that can be imported there, as ipyportal must be. Asynchronous functions, and `context`,
+    need ipyportal wherever they run. (A plain function that returns an awaitable is awaited in the standard library's
+    pools alone.)
 
     A call stays pending until it is over: executors do not tell when they begin. Cancelled, or at its deadline, it is
     over at once. What waits in the executor's queue is cancelled there, too. What has begun goes on until it returns,
@@ -69,7 +70,7 @@ class ExecutorPortal(Portal):
             For another process each must be a global name of a module that can be imported there.
         dumps: Pickles a function and its arguments for `pickle.loads`, in the thread that submits:
             ``cloudpickle.dumps`` sends functions of a notebook to a `ProcessPoolExecutor`. If None, `pickle.dumps` for
-            that one; other executors do it their way.
+            that one and an `InterpreterPoolExecutor`; other executors do it their way.
         owner: Have `shutdown` end the executor, too.
 
     Raises:
@@ -103,10 +104,14 @@ class ExecutorPortal(Portal):
         # Imported here, and not with the engine: both take long.
         from ipyportal.concurrency.sending import Variable, dumps_by_name
 
-        pools = (concurrent.futures.ThreadPoolExecutor, concurrent.futures.ProcessPoolExecutor)
-        if dumps is None and isinstance(executor, pools[1]):
+        # An InterpreterPoolExecutor (CPython 3.14) is one of threads, but shares nothing with them.
+        isolated = (
+            concurrent.futures.ProcessPoolExecutor,
+            getattr(concurrent.futures, "InterpreterPoolExecutor", concurrent.futures.ProcessPoolExecutor),
+        )
+        if dumps is None and isinstance(executor, isolated):
             dumps = dumps_by_name
-        self._is_pool = isinstance(executor, pools)
+        self._is_pool = isinstance(executor, (concurrent.futures.ThreadPoolExecutor, *isolated))
         self._executor = executor
         self._name = one_line(name or type(executor).__name__)
         self._variables = [Variable(variable) for variable in context]

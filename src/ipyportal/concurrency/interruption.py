@@ -419,6 +419,8 @@ class InterruptibleThread:
         if the thread is in the same frame still. That frame may have been left meanwhile and entered by another way, if
         it is a coroutine's: hence the second look.
         """
+        if sys.implementation.name != "cpython":
+            return  # no other can: the thread is told at its next wait
         frame = _innermost_frame(self._ident)
         if not _is_delicate(frame) and _send_in_frame(self._ident, frame):
             if not _is_delicate(_innermost_frame(self._ident)):
@@ -681,6 +683,8 @@ def send_sigint() -> None:
 
 
 def _set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
+    if sys.implementation.name != "cpython":
+        return  # none was sent, see _raise_there
     import ctypes  # only when something is cancelled: importing it costs more than the rest of this module
 
     ctypes.pythonapi.PyThreadState_SetAsyncExc(

@@ -22,7 +22,8 @@ for each *step*. It keeps it beyond the step only
 
 A greenlet has a current context (`contextvars`) of its own, so it is given the task's before each switch into it.
 
-Without the package greenlet nothing can be suspended: `can_suspend` is False, and callers block in a `SyncWaiter`.
+Without the package greenlet, and elsewhere than on CPython, nothing can be suspended: `can_suspend` is False, and
+callers block in a `SyncWaiter`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception, tra
 try:
     import greenlet
 except ImportError:  # a platform without it
+    greenlet = None
+if greenlet is None or sys.implementation.name != "cpython":  # `_step` counts references, turns use CPython's C API
     greenlet = None
     Greenlet: Any = None
     GreenletExit: Any = None
@@ -57,14 +60,24 @@ __all__ = [
     "suspend",
     "suspendable",
     "suspendable_here",
+    "why_no_greenlets",
 ]
 
 T = TypeVar("T")
 
 
 def greenlets_available() -> bool:
-    """Whether the package greenlet is there, without which nothing can be suspended."""
+    """Whether the package greenlet is there, and this is CPython: else nothing can be suspended."""
     return greenlet is not None
+
+
+def why_no_greenlets() -> str:
+    """Why nothing can be suspended in this process; empty if `greenlets_available`."""
+    if greenlet is not None:
+        return ""
+    if sys.implementation.name != "cpython":
+        return f"synchronous code can be suspended on CPython alone, and this is {sys.implementation.name}"
+    return "the package greenlet is not installed: pip install greenlet"
 
 
 class WaitAbandoned(BaseException):
@@ -403,7 +416,8 @@ def suspendable_here() -> Any:
 def can_suspend() -> bool:
     """Whether `suspend` works here: in any task or callback of a loop of asyncio's own kind.
 
-    On other loops, uvloop say, in the calls of an `EventLoopThread` alone. Nowhere without the package greenlet.
+    On other loops, uvloop say, in the calls of an `EventLoopThread` alone. Nowhere without the package greenlet,
+    nor elsewhere than on CPython.
 
     Example:
         >>> from ipyportal.concurrency import can_suspend, from_sync
@@ -438,11 +452,7 @@ def suspend(awaitable: Awaitable[T]) -> T:
     if current is None:
         raise RuntimeError(
             "synchronous code cannot be suspended here: "
-            + (
-                "no event loop of asyncio's own kind runs in this thread"
-                if greenlet is not None
-                else "the package greenlet is not installed"
-            )
+            + (why_no_greenlets() or "no event loop of asyncio's own kind runs in this thread")
             + ". ipyportal.run() waits for an awaitable everywhere"
         )
     return current.drive(_steps_of(awaitable))  # type: ignore[no-any-return]

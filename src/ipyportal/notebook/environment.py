@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching, sync
-from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.suspension import why_no_greenlets
 from ipyportal.concurrency.texts import one_line, short_repr
 from ipyportal.concurrency.turns import turns_possible
 
@@ -69,10 +69,8 @@ def detect(shell: InteractiveShell | None) -> Environment:
     if kernel is None:
         kind = Kind.SCRIPT if shell is None else Kind.TERMINAL
         return Environment(kind, None, False, "no loop runs", ())
-    why_not = ""
-    if not greenlets_available():
-        why_not = "the package greenlet is not installed"
-    elif not hasattr(kernel, "shell_handlers"):
+    why_not = why_no_greenlets()
+    if not why_not and not hasattr(kernel, "shell_handlers"):
         why_not = "this kernel is not of ipykernel's kind"
     return Environment(Kind.KERNEL, kernel, not why_not, why_not, version_of("ipykernel"))
 
@@ -169,7 +167,9 @@ def _why(environment: Environment) -> str:
         return environment.why_not or "the loop goes on"
     if _suspends_in_a_terminal():
         return "no loop runs; in a line with await one does, and goes on"
-    return "no loop runs; in a line with await one does, and is blocked, too: pip install greenlet"
+    return ": ".join(
+        filter(None, ["no loop runs; in a line with await one does, and is blocked, too", why_no_greenlets()])
+    )
 
 
 def _suspends_in_a_terminal() -> bool:
@@ -210,7 +210,7 @@ def _subshells(environment: Environment) -> str:
 def _to_do(environment: Environment) -> list[str]:
     """What to do about what does not work."""
     steps = []
-    if environment.kernel is not None and not greenlets_available():
+    if environment.kernel is not None and "greenlet" in why_no_greenlets():
         steps.append("pip install greenlet, and restart the kernel: then cells that wait are suspended")
     if nest_asyncio_applied():
         steps.append("leave nest_asyncio.apply() out, and restart the kernel: %portal patch on does what it is for")
