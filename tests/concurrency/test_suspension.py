@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 import weakref
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -54,10 +54,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How synchronous code is suspended: in a task that was made so, step by step; or in any task, in turns."""
     if request.param == "in turns":
         monkeypatch.setattr("tests.concurrency.test_suspension.suspendable", lambda coro: coro)
+    return str(request.param)
+
+
+@pytest.fixture
+def loop_thread(way: str, request: pytest.FixtureRequest) -> Iterator[EventLoopThread]:
+    """Calls are suspended step by step on loops that have no turns, as uvloop's."""
+    factory = None if way == "in turns" else request.getfixturevalue("uvloop").new_event_loop
+    with EventLoopThread(loop_factory=factory) as thread:
+        yield thread
 
 
 async def make_task(coro: Any) -> Any:
@@ -119,7 +128,6 @@ def test_suspending_where_that_cannot_be_says_what_to_do() -> None:
         suspend(asyncio.sleep)  # type: ignore[arg-type]
 
 
-@step_by_step
 def test_calls_on_a_loop_thread_can_be_suspended_and_calls_on_a_worker_cannot(loop_thread: EventLoopThread) -> None:
     assert started_on(loop_thread, can_suspend).result()
     assert not from_sync.call_in_new_thread(can_suspend)
@@ -459,7 +467,6 @@ def test_a_hundred_tasks_can_be_suspended_at_once() -> None:
     assert asyncio.run(asyncio.wait_for(main(), PATIENCE)) == list(range(100))
 
 
-@step_by_step
 def test_sync_in_async_in_sync_fifty_deep_uses_no_new_thread(loop_thread: EventLoopThread) -> None:
     def sync(depth: int) -> int:
         return suspend(asynchronous(depth)) if depth else 0
@@ -474,7 +481,6 @@ def test_sync_in_async_in_sync_fifty_deep_uses_no_new_thread(loop_thread: EventL
     assert threading.active_count() == before
 
 
-@step_by_step
 def test_calls_of_the_same_loop_can_be_waited_for_fifty_deep_in_synchronous_code() -> None:
     portal = get_global_loop()
 
@@ -636,7 +642,6 @@ def test_the_traceback_of_what_passes_through_shows_no_greenlet() -> None:
     assert "_run_steps" not in [entry.name for entry in caught.traceback]
 
 
-@step_by_step
 def test_the_record_of_the_thread_is_as_it_was_after_suspensions(loop_thread: EventLoopThread) -> None:
     def work() -> None:
         suspend(asyncio.sleep(0.001))
@@ -650,7 +655,6 @@ def test_the_record_of_the_thread_is_as_it_was_after_suspensions(loop_thread: Ev
     assert started_on(loop_thread, depth).result() == 0
 
 
-@step_by_step
 def test_suspended_calls_resume_in_any_order(loop_thread: EventLoopThread) -> None:
     # The stacks of what runs in the thread interleave: the first that is suspended is the first to be resumed.
     gates = [Gate() for _ in range(4)]
@@ -720,7 +724,6 @@ def test_sqlalchemy_and_suspensions_share_a_task(tmp_path: Path, loop_thread: Ev
     assert asyncio.run(make_task(main())) == expected
 
 
-@step_by_step
 def test_sqlalchemy_can_be_used_from_synchronous_code_that_is_suspended(
     tmp_path: Path, loop_thread: EventLoopThread
 ) -> None:
@@ -742,10 +745,11 @@ def test_sqlalchemy_can_be_used_from_synchronous_code_that_is_suspended(
     assert [call.result(PATIENCE) for call in calls] == list(range(5))
 
 
-@step_by_step
 @pytest.mark.parametrize("waits", [False, True], ids=["first step", "later step"])
 @pytest.mark.parametrize("through", ["result", "waiter"])
-def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool, through: str) -> None:
+def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(
+    waits: bool, through: str, way: str, uvloop: Any
+) -> None:
     # Woken before, a thread on another core runs into the interpreter's lock, which the rest of the step holds. The
     # functions that run in the moment in which it is woken say where that is.
     running: list[list[str]] = []
@@ -762,7 +766,7 @@ def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool
 
     threading.setprofile(profile)
     try:
-        portal = EventLoopThread().start()
+        portal = EventLoopThread(loop_factory=None if way == "in turns" else uvloop.new_event_loop).start()
     finally:
         threading.setprofile(None)
     with portal:
@@ -778,7 +782,7 @@ def test_who_waits_is_woken_when_the_step_that_ends_the_call_is_over(waits: bool
 
 @step_by_step
 @pytest.mark.parametrize("end", ["closed", "thrown away"])
-def test_suspended_code_that_is_ended_from_outside_and_returns_tells_who_waits(end: str) -> None:
+def test_suspended_code_that_is_ended_from_outside_and_returns_tells_who_waits(end: str, uvloop: Any) -> None:
     # Thrown away it ends in no step, at the end of which who waits could be woken.
     def work() -> str:
         try:
@@ -804,7 +808,8 @@ def test_suspended_code_that_is_ended_from_outside_and_returns_tells_who_waits(e
         task.cancel()
         await asyncio.wait([task])
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
 
 
 def test_awaitables_may_be_given_as_what_the_type_says() -> None:

@@ -27,6 +27,7 @@ from ipyportal.concurrency import (
     threads,
     wait_for_global_loop_exit,
 )
+from ipyportal.concurrency.calls import start_on_loop
 from ipyportal.concurrency.deadlines import clock
 
 from .helpers import PATIENCE, Gate, python, soon, spin, until
@@ -574,20 +575,30 @@ def test_a_call_that_comes_when_the_loop_has_just_ended_is_refused() -> None:
         portal.submit(Call.new(lambda: 1))
 
 
-def test_a_call_that_is_taken_back_while_the_loop_starts_others_leaves_nothing_to_report() -> None:
+def test_a_call_that_is_taken_back_while_the_loop_starts_others_leaves_nothing_to_report(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # The race: the loop has counted its calls, and a `submit` that saw the shutdown takes one of them back.
     errors: list[Any] = []
+    back = Call.new(lambda: 1)
+
+    def start(call: Call[Any], *args: Any, **kwargs: Any) -> None:
+        if back in portal._inbox:
+            portal._inbox.remove(back)
+        start_on_loop(call, *args, **kwargs)
+
     with EventLoopThread() as portal:
         portal.loop.set_exception_handler(lambda loop, context: errors.append(context))
         counted = threading.Event()
         held = started_on(portal, counted.wait, PATIENCE)
-        back = Call.new(lambda: 1)
-        first = started_on(portal, lambda: portal._inbox.remove(back))
+        monkeypatch.setattr("ipyportal.concurrency.threads.start_on_loop", start)
+        first = started_on(portal, lambda: 2)
         portal.submit(back)
         counted.set()
         assert held.result(PATIENCE)
-        assert first.result(PATIENCE) is None
-        assert started_on(portal, lambda: 2).result(PATIENCE) == 2
+        assert first.result(PATIENCE) == 2
+        assert started_on(portal, lambda: 3).result(PATIENCE) == 3
+    assert not back.done()
     assert not errors
 
 

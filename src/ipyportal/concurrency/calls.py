@@ -24,6 +24,7 @@ from ipyportal.concurrency.interruption import Interrupt, InterruptibleThread, i
 from ipyportal.concurrency.primitives import as_exception, traceback_of
 from ipyportal.concurrency.suspension import OVER, Suspendable, can_suspend, greenlets_available, suspend
 from ipyportal.concurrency.texts import place_name, shown_name, type_name
+from ipyportal.concurrency.turns import loop_has_turns
 
 if TYPE_CHECKING:
     from ipyportal.concurrency.portals import Portal
@@ -515,7 +516,7 @@ class Call(Generic[T]):
             # The `put` of a wait alone: a user's callback may wait in the step. And suspended code that is thrown away
             # ends in no step.
             wake = callbacks[0] if len(callbacks) == 1 else None
-            if step is not None and step._root is not None and type(wake) is types.BuiltinMethodType:
+            if step is not None and step.is_in_a_step() and type(wake) is types.BuiltinMethodType:
                 step._wake = wake, self
             elif threading.get_ident() == clock.ident:
                 clock.elsewhere(lambda: self._tell(callbacks))
@@ -881,8 +882,11 @@ class CallCoroutine(Suspendable[None]):
         super().__init__(None if awaitable is None else _as_coroutine(awaitable))
         self._call: Call[Any] | None = call
         self._running = running
-        # A call that has begun, because `Call.run` called the function, belongs to whoever awaits the rest.
-        self._in_greenlets = awaitable is None and greenlets_available()
+        # On a loop without turns. A call that has begun, because `Call.run` called the function, belongs to whoever
+        # awaits the rest.
+        self._in_greenlets = (
+            awaitable is None and greenlets_available() and not loop_has_turns(asyncio._get_running_loop())
+        )
         self._context = context  # the call's, where the task has another
         self._alone = alone  # in a loop of its own, whose Runner makes a Ctrl-C of the CancelledError that it causes
         self._untimed = False  # it has a deadline, and has not waited yet
@@ -914,6 +918,10 @@ class CallCoroutine(Suspendable[None]):
             if (wake := self._wake) is not None:  # likewise
                 wake[0](wake[1])
                 self._wake = wake = None
+
+    def is_in_a_step(self) -> bool:
+        """Whether the code of the call that asks is in a step. In a greenlet that is thrown away it is in none."""
+        return not self._in_greenlets or self._root is not None
 
     def _answer(self, answer: Any) -> Any:
         if answer is OVER:
@@ -987,6 +995,8 @@ class CallCoroutine(Suspendable[None]):
         task = self._task
         if task is None:
             self._task = task = asyncio.current_task()
+            if self._running is not None and task is not None:
+                self._running.add(task)  # its first step may wait, and who made the task with it
         return task
 
     def _start(self, call: Call[Any]) -> Coroutine[Any, Any, Any] | None:
@@ -1059,8 +1069,14 @@ def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
     return await_it()
 
 
-def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set[asyncio.Task[None]]) -> None:
-    """Run `call` in a task of `loop`, in the loop's thread. The task is kept in `running` until it ends."""
+def start_on_loop(
+    call: Call[Any], loop: asyncio.AbstractEventLoop, running: set[asyncio.Task[None]], *, at_once: bool = False
+) -> None:
+    """Run `call` in a task of `loop`, in the loop's thread. The task is kept in `running` until it ends.
+
+    With `at_once` its first step runs now, and not in another turn of the loop, where CPython can do that (3.12). If
+    synchronous code waits in that step, whoever calls this stands still.
+    """
     context = call._context
     if context is None:
         return  # cancelled while it was queued
@@ -1068,7 +1084,6 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
     # What the first step raises keeps the frames that called it, as this one: see `Call._invoke`.
     del call
     task: asyncio.Task[None]
-    # Its first step runs at once, and not in another turn of the loop.
     if loop.get_task_factory() is not None:
         try:
             task = loop.create_task(coroutine, context=context)
@@ -1076,22 +1091,9 @@ def start_on_loop(call: Call[Any], loop: asyncio.AbstractEventLoop, running: set
             if coroutine._call is not None:
                 coroutine._call._fail(exc)
             return
-    elif sys.version_info >= (3, 12):
+    elif at_once and sys.version_info >= (3, 12):
         task = asyncio.Task(coroutine, loop=loop, context=context, eager_start=True)
     else:
         task = coroutine._task = asyncio.Task(coroutine, loop=loop, context=context)
-        _run_step_now(loop, context)
     if not task.done():  # it may be over already
         running.add(task)
-
-
-def _run_step_now(loop: Any, context: contextvars.Context) -> None:
-    """Run the step of a task that was made just now: what ``eager_start`` does since CPython 3.12, for 3.11.
-
-    The step waits at the end of asyncio's list of handles, if no other thread has put one there meanwhile, and if the
-    loop has such a list: uvloop has none. Nothing is lost where it is not found, or where another task is running: the
-    loop runs it in its next turn.
-    """
-    ready = getattr(loop, "_ready", None)
-    if ready and asyncio.current_task(loop) is None and getattr(ready[-1], "_context", None) is context:
-        ready.pop()._run()

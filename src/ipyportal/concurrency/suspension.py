@@ -22,6 +22,9 @@ for each *step*. It keeps it beyond the step only
 
 A greenlet has a current context (`contextvars`) of its own, so it is given the task's before each switch into it.
 
+Cells are run so, whose waits a stop button may give up, and calls on loops that know no other way (uvloop). On loops of
+asyncio's own kind `turns` suspends whatever waits, calls as well.
+
 Without the package greenlet, and elsewhere than on CPython, nothing can be suspended: `can_suspend` is False, and
 callers block in a `SyncWaiter`.
 """

@@ -384,7 +384,7 @@ class EventLoopThread(_ThreadPortal):
             self._close(cancel=False)
         return call
 
-    def _drain(self) -> None:
+    def _drain(self, *, at_once: bool = True) -> None:
         self._woken = False
         if self._phase is _Phase.CLOSED:
             return  # the loop is being closed, and would not run them to their end: `_main` cancels them
@@ -392,13 +392,15 @@ class EventLoopThread(_ThreadPortal):
         loop = self._loop
         assert loop is not None
         # Not what is submitted meanwhile, which has woken the loop again: the loop has other things to do, too.
-        for _ in range(len(inbox)):
+        waiting = len(inbox)
+        for _ in range(waiting):
             try:
                 self._starting = inbox.popleft()
             except IndexError:
                 return  # a `submit` that saw the shutdown has taken its call back
             try:
-                start_on_loop(self._starting, loop, self._running)
+                # Of several, the others would wait while the first stands still.
+                start_on_loop(self._starting, loop, self._running, at_once=at_once and waiting == 1)
             finally:
                 self._starting = None
 
@@ -519,7 +521,7 @@ class EventLoopThread(_ThreadPortal):
         self._ending = asyncio.Event()
         ready.set_result(None)
         await self._ending.wait()
-        self._drain()
+        self._drain(at_once=False)
         await self._finish_calls()
         for call in reversed(self._shutdown_calls):
             start_on_loop(call, loop, self._running)
@@ -644,11 +646,14 @@ class LoopPortal(Portal):
         self._adopt(call)
         try:
             # Raises RuntimeError if the loop is closed.
-            self._loop.call_soon_threadsafe(start_on_loop, call, self._loop, self._running)
+            self._loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:
             call._portal = None
             raise
         return call
+
+    def _start(self, call: Call[Any]) -> None:
+        start_on_loop(call, self._loop, self._running, at_once=True)
 
     def _check_wait(self, call: Call[Any]) -> None:
         if asyncio._get_running_loop() is self._loop:
