@@ -405,6 +405,23 @@ def test_no_call_has_a_thread_of_its_own(portal: ExecutorPortal, folder: Path) -
     assert {call.state for call in calls} == {State.FINISHED}
 
 
+def test_time_outs_start_no_threads_of_their_own() -> None:
+    gate = Gate()
+    counts: list[int] = []
+    with concurrent.futures.ThreadPoolExecutor(1) as pool, ExecutorPortal(pool) as portal:
+        held = submit(gate.wait, PATIENCE, on=portal)
+        before = threading.active_count()
+        calls = [submit(int, on=portal, timeout=0.1) for _ in range(500)]
+        for call in calls:
+            call.add_done_callback(lambda call: counts.append(threading.active_count()))
+        until(lambda: len(counts) == 500)
+        assert all(call.timedout() for call in calls)
+        # The clock and who tells; more of those on a machine that stands still at times.
+        assert max(counts) < before + 20
+        gate.set()
+        assert held.result(PATIENCE)
+
+
 # --- context variables -----------------------------------------------------------------------------------------------
 
 

@@ -192,8 +192,8 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
     ================================================== ============================ =================================
 
     Args:
-        work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs;
-            or a `Call`, which is submitted if it has not been.
+        work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs,
+            where what it returns is awaited if it can be; or a `Call`, which is submitted if it has not been.
         timeout: Seconds for it to be over.
         on: Overrides where it runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`. ``"nested"`` re-enters the
             loop that runs in this thread with nest-asyncio, which patches asyncio for good.

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ipyportal import run, submit
 from ipyportal.concurrency import (
     Call,
     EventLoopThread,
@@ -1083,3 +1084,14 @@ def test_a_call_that_several_cancel_while_it_begins_ends_and_ends_once(often: No
             assert call.cancelled()
         until(lambda ends=ends: ends)  # as in the standard library, who waits may be told before the callbacks
         assert ends == [call]
+
+
+def test_a_call_that_a_function_returns_is_awaited(worker: WorkerThread, loop_thread: EventLoopThread) -> None:
+    def work() -> Call[int]:
+        return get_global_loop().submit(Call.new(int, "7"))
+
+    for portal in worker, loop_thread:
+        assert portal.submit(Call.new(work)).result(PATIENCE) == 7
+    assert run(work) == 7
+    assert run(work, on="thread") == 7
+    assert submit(work).result(PATIENCE) == 7

@@ -18,7 +18,7 @@ import pytest
 from ipyportal.concurrency import Call, Cancelled, EventLoopThread, WorkerThread, cancel_sync_after, interruption
 from ipyportal.concurrency.interruption import interruptible_thread
 
-from .helpers import Gate, python, soon, spin, until
+from .helpers import PATIENCE, Gate, python, soon, spin, until
 
 LONG = 30.0
 
@@ -552,3 +552,25 @@ def test_an_interrupt_is_not_sent_to_a_callback_of_the_garbage_collector(monkeyp
             call.result()
     assert looks[:2] == [True, True]
     assert dropped == []
+
+
+def test_a_task_in_which_an_interrupt_was_raised_is_not_kept(loop_thread: EventLoopThread) -> None:
+    task: list[weakref.ref[Any]] = []
+    begun = Gate()
+
+    def work() -> None:
+        task.append(weakref.ref(asyncio.current_task()))
+        begun.set()
+        spin()
+
+    call = loop_thread.submit(Call.new(work))
+    begun.pass_through()
+    call.cancel()
+    until(call.done)
+    loop_thread.submit(Call.new(int)).result(PATIENCE)  # the step is over
+
+    def is_gone() -> bool:
+        gc.collect()
+        return task[0]() is None
+
+    until(is_gone)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import errno
+import functools
 import os
 import sys
 import threading
@@ -17,6 +19,7 @@ import pytest
 from ipyportal.concurrency import (
     Call,
     EventLoopThread,
+    SyncWaiter,
     WorkerThread,
     cancel_sync_after,
     from_sync,
@@ -511,6 +514,87 @@ def test_run_once_takes_one_call_and_ends(make: type[Any]) -> None:
 
 
 @both
+def test_run_once_takes_one_call_of_four_threads_that_submit_at_once(make: type[Any], often: None) -> None:
+    # The race: two threads submit before either has closed the portal.
+    for _ in range(50):
+        portal = make(run_once=True)
+        barrier = threading.Barrier(4)
+        taken: list[Call[int]] = []
+
+        def submit(portal: Any, barrier: threading.Barrier, taken: list[Call[int]]) -> None:
+            barrier.wait(PATIENCE)
+            with contextlib.suppress(RuntimeError):
+                taken.append(started_on(portal, int))
+
+        threads = [threading.Thread(target=submit, args=(portal, barrier, taken)) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        [call] = taken
+        assert call.result(PATIENCE) == 0
+        portal.thread.join(PATIENCE)
+        assert not portal.thread.is_alive()
+
+
+@both
+@pytest.mark.parametrize("through", ["callback", "future"])
+def test_a_deadline_in_a_queue_is_kept_though_nobody_waits_through_the_engine(make: type[Any], through: str) -> None:
+    gate, told = Gate(), Gate()
+    with make() as portal:
+        held = started_on(portal, gate.wait, PATIENCE)  # blocks the loop, too
+        queued = Call.new(lambda: 1)
+        queued.set_timeout(0.05)
+        (queued if through == "callback" else queued.future).add_done_callback(lambda _: told.set())
+        portal.submit(queued)
+        with soon():
+            told.pass_through()
+        assert queued.timedout()
+        gate.set()
+        assert held.result(PATIENCE)
+        assert started_on(portal, lambda: 2).result(PATIENCE) == 2
+
+
+@both
+def test_a_call_that_was_refused_has_no_deadline_any_more(make: type[Any]) -> None:
+    with make() as over:
+        pass
+    call = Call.new(lambda: 1)
+    call.set_timeout(0.2)
+    with pytest.raises(RuntimeError, match="was shut down"):
+        over.submit(call)
+    assert call._timer is None
+    assert not call.done()
+    assert started_on(get_global_loop(), call.run).result(PATIENCE) is None
+    assert call.result() == 1
+
+
+def test_who_is_told_of_time_outs_is_told_in_one_thread_unless_a_callback_is_slow(reported: list[Any]) -> None:
+    gate, all_told = Gate(), Gate()
+    names: list[threading.Thread] = []
+
+    def tell(number: int) -> None:
+        names.append(threading.current_thread())
+        if number == 49:
+            all_told.set()
+
+    for number in range(50):
+        clock.elsewhere(functools.partial(tell, number))
+    all_told.pass_through()
+    # A machine that stands still for longer than a callback may looks like a slow callback.
+    assert len(set(names)) < 10
+    # One that waits holds the others up for a moment only, and one that fails does not.
+    told = Gate()
+    clock.elsewhere(gate.pass_through)
+    clock.elsewhere(functools.partial(int, "no number"))
+    clock.elsewhere(told.set)
+    with soon():
+        told.pass_through()
+    gate.set()
+    assert [type(one.exc_value) for one in reported] == [ValueError]
+
+
+@both
 def test_a_call_may_shut_its_own_thread_down(make: type[Any]) -> None:
     portal = make()
     with soon():
@@ -836,7 +920,8 @@ def test_an_asynchronous_call_whose_deadline_cannot_be_kept_says_so_and_goes_on(
     monkeypatch.setattr(threading.Thread, "start", refuse)
     call = Call.new(asyncio.sleep, 0.01, "slept")
     call.set_timeout(PATIENCE)
-    assert loop_thread.submit(call).result() == "slept"
+    # Who waits keeps the time, too.
+    assert SyncWaiter(call).wait(loop_thread.submit).result() == "slept"
     assert "is not limited" in str(reported[0].err_msg)
 
 
@@ -1069,6 +1154,111 @@ assert sorted(map(id, told)) == sorted(map(id, calls))
 )
 def test_in_a_forked_child_the_calls_of_its_parent_are_over(portal: str, fn: str) -> None:
     ran = python(FORKED_IN_FLIGHT.format(portal=portal, fn=fn))
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+FORKED_WHILE_TAKEN = """
+import collections, os, queue, threading, warnings
+from concurrent.futures import CancelledError
+warnings.simplefilter("ignore", DeprecationWarning)
+from ipyportal.concurrency import *
+
+taken, release = threading.Event(), threading.Event()
+
+def out_of_the_queue(call):
+    if call is not None and not release.is_set():
+        taken.set()
+        release.wait()
+    return call
+
+class Queue:
+    def __init__(self):
+        self._queue = queue.SimpleQueue()
+        self.put, self.empty, self.get_nowait = self._queue.put, self._queue.empty, self._queue.get_nowait
+    def get(self):
+        return out_of_the_queue(self._queue.get())
+
+class Deque(collections.deque):
+    def popleft(self):
+        return out_of_the_queue(super().popleft())
+
+portal = {portal}()
+portal._inbox = {inbox}()
+call = portal.submit(create_call(lambda: 5))
+taken.wait()
+if not (child := os.fork()):
+    try:
+        call.result()
+    except CancelledError as exc:
+        os._exit(7 if "goes on there" in str(exc) else 1)
+release.set()
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert call.result() == 5
+portal.shutdown()
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize(("portal", "inbox"), [("WorkerThread", "Queue"), ("EventLoopThread", "Deque")])
+def test_a_call_that_is_being_taken_from_the_queue_is_over_in_a_forked_child(portal: str, inbox: str) -> None:
+    # The race: at the moment of the fork the call is in no queue any more, and the thread has not noted it yet.
+    ran = python(FORKED_WHILE_TAKEN.format(portal=portal, inbox=inbox))
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+FORKED_WHILE_MADE = """
+import os, signal, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from ipyportal.concurrency import *
+
+children = []
+
+class Forks({portal}):
+    def _reset(self):
+        if not children:
+            children.append(os.fork())
+        super()._reset()
+
+assert from_sync.call_in_loop_thread(int) == 0
+portal = Forks()
+if not children[0]:
+    signal.alarm(10)
+    os._exit(7 if [from_sync.call_in_loop_thread(int), portal.submit(create_call(int)).result()] == [0, 0] else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(children[0], 0)[1]) == 7
+"""
+
+
+@needs_fork
+@pytest.mark.parametrize("portal", ["WorkerThread", "EventLoopThread"])
+def test_a_portal_that_is_being_made_does_not_keep_a_forked_child_from_starting_anew(portal: str) -> None:
+    # The race: a thread forks while another is in the middle of making a portal.
+    ran = python(FORKED_WHILE_MADE.format(portal=portal))
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+FORKED_DESCRIPTORS = """
+import os, warnings
+warnings.simplefilter("ignore", DeprecationWarning)
+from ipyportal.concurrency import *
+
+def files():
+    return {name: os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")[:-1]}
+
+before = files()
+with EventLoopThread() as portal:
+    for loop in portal, get_global_loop():
+        loop.submit(create_call(int)).result()
+    if not (child := os.fork()):
+        os._exit(7 if files().items() <= before.items() else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    for loop in portal, get_global_loop():
+        assert loop.submit(create_call(int)).result() == 0
+"""
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="the descriptors of a process are listed on Linux alone")
+def test_a_forked_child_keeps_no_descriptors_of_its_parents_loops() -> None:
+    ran = python(FORKED_DESCRIPTORS)
     assert (ran.returncode, ran.stderr) == (0, "")
 
 

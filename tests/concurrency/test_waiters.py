@@ -472,6 +472,52 @@ def test_a_call_that_failed_lets_what_it_sent_back_finish(back: Callable[..., An
     assert ran == [1, 2]
 
 
+def test_what_was_sent_back_to_one_of_two_waiters_ends_with_the_call() -> None:
+    back: list[Call[Any]] = []
+
+    def work() -> None:
+        back.append(send_back(spin))
+        spin()
+
+    call = Call.new(work)
+    first = from_sync.call_soon_in_new_thread(Call.new(lambda: (sync_wait(call, to_thread), None)[1]))
+    until(lambda: back and back[0].running())
+    second = SyncWaiter(call)
+    call.cancel()
+    with soon():
+        second.wait()
+        first.result(PATIENCE)
+    assert call.cancelled()
+    assert back[0].cancelled()
+
+
+def test_what_is_sent_back_finds_each_of_two_waiters() -> None:
+    threads: list[threading.Thread] = []
+    two = Gate()
+
+    def work() -> list[Any]:
+        two.pass_through()
+        ask = threading.current_thread
+        return [
+            from_sync.call_soon_in_waiting_thread(Call.new(ask), thread=thread).result(PATIENCE)
+            for thread in [*threads, None]
+        ]
+
+    def wait(call: Call[Any]) -> None:
+        threads.append(threading.current_thread())
+        sync_wait(call, to_thread)
+
+    call = Call.new(work)
+    first = from_sync.call_soon_in_new_thread(Call.new(wait, call))
+    until(lambda: call.running() and call._waiter is not None)
+    threads.append(threading.current_thread())
+    second = SyncWaiter(call)
+    two.set()
+    second.wait()
+    first.result(PATIENCE)
+    assert call.result() == [*threads, threads[1]]
+
+
 @both
 def test_what_waits_in_the_queue_of_a_cancelled_call_never_begins(wait: Callable[..., Any]) -> None:
     ran: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 import pytest
@@ -149,6 +150,37 @@ def test_the_kernel_thread_is_reached_while_it_is_blocked(kernel: Kernel, sender
     code = f"import asyncio, threading\n%load_ext ipyportal\nfrom ipyportal import *\n{WHERE}\n{SENDING}"
     code = code.replace("\n    ", "\n")
     assert kernel.value(f"{code}\n{work[sender]} == main", timeout=10)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_calls_for_the_kernels_thread_in_a_forked_child(kernel: Kernel) -> None:
+    # The child of a worker thread has no kernel thread. That of a cell has one, and the calls of its parent are over.
+    kernel.value("%load_ext ipyportal")
+    assert kernel.value("""
+        import os, threading, time, warnings
+        from ipyportal import run, submit
+        from ipyportal.concurrency import from_sync
+        warnings.simplefilter("ignore", DeprecationWarning)
+
+        def fork(ask):
+            if not (child := os.fork()):
+                try:
+                    ask()
+                except BaseException as exc:
+                    os._exit(7 if "there is no such thread" in str(exc) or "goes on there" in str(exc) else 1)
+                os._exit(2)
+            return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+        ask = lambda: from_sync.call_in_new_thread(lambda: run(int, on="kernel"))
+        by_a_thread = from_sync.call_in_new_thread(lambda: fork(ask))
+        calls = []
+        thread = threading.Thread(target=lambda: calls.append(submit(int, on="kernel")))
+        thread.start()
+        thread.join()
+        by_the_cell = fork(lambda: calls[0].result(5))
+        by_a_thread, by_the_cell
+    """) == (7, 7)
+    assert kernel.value("calls[0].result()") == 0
 
 
 def test_an_exception_of_what_ran_on_the_kernel_thread_comes_back(live_kernel: Kernel) -> None:

@@ -34,6 +34,7 @@ from ipyportal.concurrency import (
     CancelScope,
     EventLoopThread,
     State,
+    SyncWaiter,
     WorkerThread,
     cancel_async_after,
     cancel_sync_after,
@@ -380,7 +381,7 @@ class Work(model.Watched):
             return True
         if self.place is not None and self.place.own and self.place.cancelled:
             return True
-        return bool(self.begun) and (self.timed or self.plan.ends_by_itself())
+        return self.timed or (bool(self.begun) and self.plan.ends_by_itself())
 
     def was_lost_by_its_caller(self) -> bool:
         """Whether it was sent back by a caller that was interrupted while it did so."""
@@ -658,7 +659,7 @@ class Machine(RuleBasedStateMachine):
     @rule(
         work=works_,
         timeout=st.sampled_from([None, 0.0, 0.001, 0.01]),
-        how=st.sampled_from(["result", "exception", "aresult", "wait"]),
+        how=st.sampled_from(["result", "exception", "aresult", "wait", "waiter"]),
         together=Together,
     )
     def wait(self, work: Work, timeout: float | None, how: str, together: bool) -> None:
@@ -674,6 +675,9 @@ class Machine(RuleBasedStateMachine):
                 concurrent.futures.wait([call.future], timeout)
                 assert timeout is not None or call.done(), work
                 return
+            if how == "waiter":  # a second one, it may be
+                self.agree(work, lambda: SyncWaiter(call).wait().result())
+                return
             try:
                 if how == "result":
                     self.agree(work, lambda: call.result(timeout))
@@ -686,7 +690,10 @@ class Machine(RuleBasedStateMachine):
                 assert timeout is not None, work
 
         self.do(
-            wait, f"{how} of {work.number}, time-out {timeout}", together, blocks=timeout is None or how == "aresult"
+            wait,
+            f"{how} of {work.number}, time-out {timeout}",
+            together,
+            blocks=timeout is None or how in ("aresult", "waiter"),
         )
 
     @rule(

@@ -86,7 +86,9 @@ def _waiter_of_current_call(thread: Thread | None) -> Waiter[Any]:
     call = first = current_call()
     while call is not None:
         waiter = call._waiter
-        if waiter is not None and (thread is None or waiter.thread is thread):
+        while waiter is not None and (waiter._closed or thread not in (None, waiter.thread)):
+            waiter = waiter._earlier
+        if waiter is not None:
             return waiter
         call = None if call._parent is None else call._parent()
     if first is None:

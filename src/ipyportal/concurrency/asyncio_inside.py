@@ -2,8 +2,9 @@
 
 All of it is the same in CPython 3.11 to 3.15. That a turn pops its handles from ``BaseEventLoop._ready``, a deque, by
 their number when the turn began; ``_signal_handlers``; ``Task._must_cancel``; ``Handle._run`` and ``Handle._callback``;
-``Future._asyncio_future_blocking``. `PyContext_Enter` and `PyContext_Exit` are public functions of C;
-``asyncio.tasks._enter_task`` and ``_leave_task`` are documented for those who write event loops.
+``Future._asyncio_future_blocking``; ``_selector``, ``_ssock`` and ``_csock`` of a loop, its descriptors.
+`PyContext_Enter` and `PyContext_Exit` are public functions of C; ``asyncio.tasks._enter_task`` and ``_leave_task`` are
+documented for those who write event loops.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ __all__ = [
     "Busy",
     "Cancels",
     "check_yielded",
+    "close_descriptors",
     "enter_context",
     "excuse_slowness",
     "handle_that_runs",
@@ -162,6 +164,16 @@ def pad(loop: Any, count: int) -> None:
         handle = asyncio.Handle(int, (), loop)
         handle.cancel()
         loop._ready.append(handle)
+
+
+def close_descriptors(loop: Any) -> None:
+    """In a forked child: close what a loop of its parent holds open.
+
+    Nothing is unregistered first, as ``loop.close()`` does: that would reach the parent, who shares it.
+    """
+    for name in ("_selector", "_ssock", "_csock"):
+        if (held := getattr(loop, name, None)) is not None:
+            held.close()
 
 
 def has_handles_ready(loop: Any) -> bool:

@@ -35,6 +35,7 @@ __all__ = [
     "Call",
     "CallCoroutine",
     "State",
+    "call_of",
     "current_call",
     "leave_to_parent",
     "name_of",
@@ -95,9 +96,9 @@ class Call(Generic[T]):
     """A function to be run once, with its arguments, and its result.
 
     Make one with `Call.new`, give it to a `Portal` or run it here with `run()`. ``fn`` may be synchronous,
-    asynchronous, or a synchronous function that returns an awaitable, which is then awaited where the call runs.
-    It runs in a copy of the context (`contextvars`) that was current when the call was made. When it is over,
-    the function, its arguments and the context are dropped; the engine keeps no reference to the call.
+    asynchronous, or a synchronous function that returns an awaitable (a `Call` is one), which is then awaited where the
+    call runs. It runs in a copy of the context (`contextvars`) that was current when the call was made. When it is
+    over, the function, its arguments and the context are dropped; the engine keeps no reference to the call.
 
     All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
@@ -189,6 +190,8 @@ class Call(Generic[T]):
     @classmethod
     def new(cls, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
         """A call of ``fn(*args, **kwargs)`` that has not begun. It captures the current context.
+
+        What `fn` returns is awaited if it can be, a `Call` as well: its result is the call's.
 
         Raises:
             TypeError: `fn` is not callable.
@@ -340,13 +343,14 @@ class Call(Generic[T]):
     def _begin(self, thread: InterruptibleThread | None, task: asyncio.Task[None] | None) -> bool:
         """From pending to running. False if the call was cancelled, or its deadline passed, before.
 
-        Synchronous code is timed from here. An asynchronous call is when it first waits: before, it would not notice.
+        Synchronous code that nobody has timed yet is timed from here. An asynchronous call is when it first waits:
+        before, it would not notice.
         """
         timer = None
         if self._deadline is not None:
             if time.monotonic() >= self._deadline:
                 self._end(_TIMEDOUT)
-            elif thread is not None:
+            elif thread is not None and self._timer is None:
                 try:
                     timer = clock.call_at(self._deadline, self._time_out)
                 except RuntimeError as exc:  # no thread can be started for the clock
@@ -359,7 +363,8 @@ class Call(Generic[T]):
             self._state = _RUNNING
             self._thread = thread
             self._task = task
-            self._timer = timer
+            if timer is not None:
+                self._timer = timer
         return True
 
     def _keep_time(self) -> None:
@@ -368,13 +373,22 @@ class Call(Generic[T]):
         try:
             timer = clock.call_at(self._deadline, self._time_out)
         except RuntimeError as exc:  # no thread can be started for it
-            report(exc, f"the time of {self!r} is not limited")
+            if self._state is _PENDING:
+                self._finish(State.FAILED, exc)
+            else:
+                report(exc, f"the time of {self!r} is not limited")
             return
         with self._lock:
             if not self._over and self._ending is None:
                 self._timer = timer
                 return
         clock.cancel(timer)
+
+    def _drop_timer(self) -> None:
+        with self._lock:
+            timer, self._timer = self._timer, None
+        if timer is not None:
+            clock.cancel(timer)
 
     def _invoke(self) -> Any:
         """Call the function. In the call's context."""
@@ -1012,7 +1026,7 @@ class CallCoroutine(Suspendable[None]):
             # No code runs now that would need to be interrupted.
             if not call._begin(None, task):
                 return None
-            if call._deadline is not None:
+            if call._deadline is not None and call._timer is None:
                 self._untimed = True
             try:
                 self._inner = call._invoke()
@@ -1031,7 +1045,7 @@ class CallCoroutine(Suspendable[None]):
                 thread.leave(call)
         except BaseException as exc:  # noqa: BLE001 - whoever takes the result gets it
             call._fail(exc)
-            call = fn = None  # type: ignore[assignment]  # as in `Call._invoke`
+            call = fn = task = None  # type: ignore[assignment]  # as in `Call._invoke`
             return None
         if not _is_awaitable(result):
             call._finish(_FINISHED, result, self)
@@ -1069,6 +1083,12 @@ def _as_coroutine(awaitable: Awaitable[Any]) -> Coroutine[Any, Any, Any]:
     return await_it()
 
 
+def call_of(task: asyncio.Task[None]) -> Call[Any] | None:
+    """The call that `task` runs, if it is not over."""
+    coroutine = task.get_coro()
+    return coroutine._call if isinstance(coroutine, CallCoroutine) else None
+
+
 def start_on_loop(
     call: Call[Any], loop: asyncio.AbstractEventLoop, running: set[asyncio.Task[None]], *, at_once: bool = False
 ) -> None:
@@ -1097,3 +1117,4 @@ def start_on_loop(
         task = coroutine._task = asyncio.Task(coroutine, loop=loop, context=context)
     if not task.done():  # it may be over already
         running.add(task)
+    del task, coroutine, context  # likewise

@@ -2,7 +2,7 @@
 
 Deadlines are times of `time.monotonic()`, in seconds. Those of asynchronous code are timers of its loop. Those of
 synchronous code are kept by one clock thread for the whole process, started when the first is set; no deadline ever
-starts a thread of its own.
+starts a thread of its own. Who is told that a deadline has ended a call is told in a second thread.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,12 @@ def check_timeout(timeout: float | None, what: str = "timeout") -> float | None:
     return None if timeout > _LONGEST else float(timeout)
 
 
+_PATIENCE = 0.05
+"""Seconds that one done callback may hold up others, which are told by the same thread."""
+
+_IDLE = 1.0
+"""Seconds after which that thread ends if nobody is to be told."""
+
 Timer = list[Any]
 """A deadline: its time, a number that orders equal times, and its function, which is None if it was cancelled."""
 
@@ -74,6 +81,9 @@ class Clock:
         self._order = itertools.count()
         self._thread: threading.Thread | None = None
         self._ending = False  # the thread is to end when no deadline is left
+        self._told: deque[Callable[[], object]] = deque()  # what is to be called elsewhere
+        self._more_to_tell = threading.Condition(self._lock)
+        self._teller: threading.Thread | None = None  # who calls that
         self.ident: int | None = None
         """The identity of the clock's thread."""
 
@@ -116,11 +126,59 @@ class Clock:
             return None
 
     def elsewhere(self, fn: Callable[[], object]) -> None:
-        """Call `fn` in a thread for itself: the clock's own must not wait for what it does."""
+        """Call `fn` in another thread: the clock's own must not wait for what it does.
+
+        One thread calls them all, one after the other. If one of them takes longer than `_PATIENCE`, those that
+        follow get another thread.
+        """
+        with self._lock:
+            self._told.append(fn)
+            if self._teller is not None:
+                self._more_to_tell.notify()
+                return
+            teller = self._teller = self._new_teller()
+        self._start_teller(teller)
+
+    def _new_teller(self) -> threading.Thread:
+        return threading.Thread(target=self._tell, name="ipyportal-callbacks", daemon=True)
+
+    def _start_teller(self, teller: threading.Thread) -> None:
         try:
-            start_thread(threading.Thread(target=fn, name="ipyportal-callbacks", daemon=True))
+            start_thread(teller)
         except RuntimeError:  # no thread can be started: better late than never
-            fn()
+            self._teller = threading.current_thread()
+            self._tell()
+
+    def _tell(self) -> None:
+        teller = threading.current_thread()
+        while True:
+            with self._lock:
+                # Ends with something to tell, at a shutdown, or after a while.
+                if not self._told:
+                    self._more_to_tell.wait(_IDLE)
+                if self._teller is not teller:
+                    return  # another has taken over, or nobody is needed
+                if not self._told:
+                    self._teller = None
+                    return
+                fn = self._told.popleft()
+            reminder = self.remind(_PATIENCE, lambda: self._take_over(teller))
+            try:
+                fn()
+            except BaseException as exc:  # noqa: BLE001 - those that follow are told all the same
+                report(exc, "a done callback failed")
+            if reminder is not None:
+                self.cancel(reminder)
+            del fn, reminder
+
+    def _take_over(self, held_up: threading.Thread) -> None:
+        """Have another thread call what is left. In the clock's thread."""
+        with self._lock:
+            if self._teller is not held_up:
+                return
+            teller = self._teller = self._new_teller() if self._told else None
+        if teller is not None:
+            self._start_teller(teller)
 
     def _main(self) -> None:
         self.ident = threading.get_ident()
@@ -171,6 +229,9 @@ class Clock:
             else:
                 thread, self._thread, self.ident = self._thread, None, None
             self._changed.notify_all()
+            if not self._told:
+                self._teller = None
+                self._more_to_tell.notify_all()
         if thread is not None and thread is not threading.current_thread():
             # Ends: what the clock calls is short, and calls no user code.
             thread.join()

@@ -156,15 +156,13 @@ class ExecutorPortal(Portal):
         try:
             future = self._send(call)
         except BaseException:
-            call._portal = None
+            self._give_back(call)
             self._forget(call)
             raise
         if future is None:
             self._forget(call)
             return call
         _Flight(self, call, future)
-        if call._deadline is not None:
-            call._keep_time()
         return call
 
     def _send(self, call: Call[Any]) -> concurrent.futures.Future[Any] | None:

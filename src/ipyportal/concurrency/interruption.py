@@ -216,7 +216,8 @@ class InterruptibleThread:
         # What code entered that is suspended and in no task, and how to end its wait on behalf of one of that.
         self._suspended: list[tuple[list[Interruptible], Callable[[Interruptible], object]]] = []
         self._told: list[Interruptible] = []  # whom the latest interrupt was for
-        self._told_in: asyncio.Task[Any] | None = None  # where it was raised
+        # The task in which it was raised; weakly, since this is kept until the next one.
+        self._told_in: weakref.ref[asyncio.Task[Any]] | None = None
         self._asked: asyncio.Future[Any] | None = None  # the main task of a loop that was asked to cancel it
         self._loop_has_until = 0.0  # the time for that
         self._signals = _WAKE_SIGNAL is not None and (threading.current_thread() is threading.main_thread())
@@ -401,7 +402,7 @@ class InterruptibleThread:
             waiting = _waits_elsewhere(running[0])
             if any(target._interrupt is Interrupt.SENT for target in running):
                 self.acknowledge()
-            elif self._told_in is (main if waiting is None else None):
+            elif self._told_in == (weakref.ref(main) if waiting is None else None):
                 return
             # Else the exception was raised in another of the loop's tasks meanwhile, and was its own affair.
         if waiting is not None:
@@ -452,7 +453,8 @@ class InterruptibleThread:
             for target in self._told:
                 target._interrupt = Interrupt.NOTICED
             if self._told:
-                self._told_in = None if asyncio._get_running_loop() is None else asyncio.current_task()
+                task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+                self._told_in = None if task is None else weakref.ref(task)
 
     def owed(self, below: Shield | None = None) -> bool:
         """True if the code here, or that below the shield `below`, was asked to end and has not been told."""

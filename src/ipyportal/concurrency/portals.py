@@ -55,6 +55,14 @@ class Portal(abc.ABC):
         if submitted:
             raise RuntimeError(f"{call!r} was submitted before; make a new call for each run")
         call._portal = self
+        # From now on, in the queue. A waiter keeps the time of its call by itself, at less cost.
+        if call._deadline is not None and call._waiter is None:
+            call._keep_time()
+
+    def _give_back(self, call: Call[Any]) -> None:
+        """Undo `_adopt`: the call is not to run here after all."""
+        call._portal = None
+        call._drop_timer()
 
     def _check_wait(self, call: Call[Any]) -> None:  # noqa: B027 - most portals have nothing to check
         """Raise RuntimeError if this thread, by blocking for `call`, would keep it from ever being run."""

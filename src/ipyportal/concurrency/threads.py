@@ -24,7 +24,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency import interruption
-from ipyportal.concurrency.calls import Call, CallCoroutine, leave_to_parent, start_on_loop
+from ipyportal.concurrency.asyncio_inside import close_descriptors
+from ipyportal.concurrency.calls import Call, call_of, leave_to_parent, start_on_loop
 from ipyportal.concurrency.deadlines import check_timeout, clock
 from ipyportal.concurrency.interruption import InterruptibleThread, interruptible_thread, undisturbed
 from ipyportal.concurrency.portals import Portal
@@ -74,8 +75,8 @@ class _ThreadPortal(Portal):
         self._name = one_line(name) if name else f"ipyportal-{self._kind}-{next(self._counter)}"
         self._daemon = daemon
         self._run_once = run_once
-        _threads.add(self)
         self._reset()
+        _threads.add(self)  # not before: a fork in another thread would meet half a portal, and stop at it
 
     def _reset(self) -> None:
         self._lock = threading.RLock()
@@ -129,9 +130,12 @@ class _ThreadPortal(Portal):
                 raise interrupt
             return self
 
+    def _close_in_child(self) -> None:
+        """In a forked child: close the descriptors of the thread that does not exist there."""
+
     @abc.abstractmethod
     def _calls(self) -> list[Call[Any]]:
-        """The calls that run or wait here. In a forked child, before `_reset`: it may take them out."""
+        """The calls that run or wait here. In a forked child, before `_reset`."""
 
     @abc.abstractmethod
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
@@ -198,6 +202,7 @@ class WorkerThread(_ThreadPortal):
         super()._reset()
         self._inbox: queue.SimpleQueue[Call[Any] | None] = queue.SimpleQueue()
         self._current: Call[Any] | None = None
+        self._queued: deque[Call[Any]] = deque()  # as the inbox, and until they are `_current`: for a fork
         self._cancel_at_end = False
 
     def submit(self, call: Call[T]) -> Call[T]:
@@ -205,6 +210,7 @@ class WorkerThread(_ThreadPortal):
             if self._phase is not _Phase.RUNNING:
                 self.start()
             self._adopt(call)
+            self._queued.append(call)
             self._inbox.put(call)
             if self._run_once:
                 self._close()
@@ -238,6 +244,7 @@ class WorkerThread(_ThreadPortal):
                 try:
                     # The thread takes calls meanwhile, so that the inbox may be empty at any time.
                     while (call := self._inbox.get_nowait()) is not None:
+                        self._queued.remove(call)
                         call.cancel()
                     self._inbox.put(None)
                 except queue.Empty:
@@ -247,11 +254,7 @@ class WorkerThread(_ThreadPortal):
         return self._join(timeout)
 
     def _calls(self) -> list[Call[Any]]:
-        calls = [] if self._current is None else [self._current]
-        while not self._inbox.empty():
-            if (call := self._inbox.get_nowait()) is not None:
-                calls.append(call)
-        return calls
+        return [*([] if self._current is None else [self._current]), *self._queued]
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         interruptible_thread().ends_its_greenlets = True
@@ -261,6 +264,7 @@ class WorkerThread(_ThreadPortal):
             # Each wait ends: with a call, or with the None of the shutdown.
             while (call := inbox.get()) is not None:
                 self._current = call
+                self._queued.remove(call)
                 if self._cancel_at_end:  # a shutdown that came when the call was neither in the inbox nor here
                     call.cancel()
                 _run_alone(call)
@@ -271,6 +275,7 @@ class WorkerThread(_ThreadPortal):
             with self._lock:
                 self._phase = _Phase.CLOSED
             _cancel_all(inbox)
+            self._queued.clear()
             drop_idle_greenlets()
 
     def _check_wait(self, call: Call[Any]) -> None:
@@ -354,6 +359,8 @@ class EventLoopThread(_ThreadPortal):
         return self._phase is _Phase.RUNNING and self._thread is not None and self._thread.is_alive()
 
     def submit(self, call: Call[T]) -> Call[T]:
+        if self._run_once:
+            return self._submit_once(call)
         if self._phase is not _Phase.RUNNING:
             self.start()
         self._adopt(call)
@@ -378,9 +385,17 @@ class EventLoopThread(_ThreadPortal):
             except ValueError:
                 pass
             else:
-                call._portal = None
+                self._give_back(call)
                 raise self._refusal()
-        if self._run_once:
+        return call
+
+    def _submit_once(self, call: Call[T]) -> Call[T]:
+        """Take one call and no more, whoever else submits at the same time."""
+        with self._lock:
+            if self._phase is not _Phase.RUNNING:
+                self.start()
+            self._adopt(call)
+            self._inbox.append(call)
             self._close(cancel=False)
         return call
 
@@ -395,6 +410,7 @@ class EventLoopThread(_ThreadPortal):
         waiting = len(inbox)
         for _ in range(waiting):
             try:
+                self._starting = inbox[0]
                 self._starting = inbox.popleft()
             except IndexError:
                 return  # a `submit` that saw the shutdown has taken its call back
@@ -462,7 +478,13 @@ class EventLoopThread(_ThreadPortal):
 
     def _calls(self) -> list[Call[Any]]:
         starting = [] if self._starting is None else [self._starting]
-        return [*starting, *self._inbox, *filter(None, map(_call_of, self._running)), *self._shutdown_calls]
+        return [*starting, *self._inbox, *filter(None, map(call_of, self._running)), *self._shutdown_calls]
+
+    def _close_in_child(self) -> None:
+        if self._bell is not None:
+            self._bell.close_in_child()
+        if self._loop is not None:
+            close_descriptors(self._loop)
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
         interruptible_thread().ends_its_greenlets = True
@@ -556,14 +578,9 @@ class EventLoopThread(_ThreadPortal):
             )
 
 
-def _call_of(task: asyncio.Task[None]) -> Call[Any] | None:
-    coroutine = task.get_coro()
-    return coroutine._call if isinstance(coroutine, CallCoroutine) else None
-
-
 def _cancel_call_of(task: asyncio.Task[None]) -> None:
     # Through the call, if that can be: it is interrupted once, and not by others, too, in the middle of its clean-up.
-    if (call := _call_of(task)) is None:
+    if (call := call_of(task)) is None:
         task.cancel()
     else:
         call.cancel()
@@ -616,6 +633,11 @@ class _Bell:
             return  # a task whose KeyboardInterrupt left the loop was before us, and the loop has looked anew since
         self._fn()
 
+    def close_in_child(self) -> None:
+        # Without the lock, which a thread may hold that does not exist there.
+        if self._fd is not None:
+            os.close(self._fd)
+
     def close(self) -> None:
         """After the loop's end, or before; in its thread."""
         with self._lock:
@@ -648,7 +670,7 @@ class LoopPortal(Portal):
             # Raises RuntimeError if the loop is closed.
             self._loop.call_soon_threadsafe(self._start, call)
         except RuntimeError:
-            call._portal = None
+            self._give_back(call)
             raise
         return call
 
@@ -993,6 +1015,7 @@ def _after_fork() -> None:
     interruption._after_fork()
     for portal in list(_threads):
         calls += portal._calls()
+        portal._close_in_child()
         portal._reset()
     leave_to_parent(calls)
 

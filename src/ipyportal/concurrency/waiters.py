@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import os
 import queue
 import threading
 import time
@@ -16,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Generic, TypeVar
 
 from ipyportal.concurrency import interruption
-from ipyportal.concurrency.calls import Awaited, Call, State, start_on_loop
+from ipyportal.concurrency.calls import Awaited, Call, State, call_of, leave_to_parent, start_on_loop
 from ipyportal.concurrency.deadlines import report
 from ipyportal.concurrency.interruption import InterruptibleThread, Wait, interruptible_thread
 from ipyportal.concurrency.portals import Portal
@@ -55,9 +56,11 @@ class Waiter(Portal, Generic[T]):
         self._sent_back: dict[Call[Any], bool] = {}
         # The call's own: nothing that is done with it here takes another, or calls what does.
         self._lock = call._lock
+        self._earlier: Waiter[Any] | None = None
+        """Who waited for the call before this one did: that has sent-back calls of its own."""
         with self._lock:
             if not call._over:
-                call._waiter = self
+                self._earlier, call._waiter = call._waiter, self
 
     @property
     def name(self) -> str:
@@ -116,10 +119,13 @@ class Waiter(Portal, Generic[T]):
 
     def _cancel_sent_back(self) -> None:
         # The lock is held only to copy: cancelling calls back into this waiter.
-        with self._lock:
-            sent_back = list(self._sent_back)
-        for call in sent_back:
-            call.cancel()
+        waiter: Waiter[Any] | None = self
+        while waiter is not None:
+            with self._lock:  # theirs, too: it is the call's
+                sent_back = list(waiter._sent_back)
+            for call in sent_back:
+                call.cancel()
+            waiter = waiter._earlier
 
     def _next(self) -> Call[Any]:
         """The next call to run; a cancelled one, if it was sent back before the awaited call was asked to end."""
@@ -175,6 +181,11 @@ class ThreadInbox(Portal):
     def submit(self, call: Call[T]) -> Call[T]:
         if self._closed:
             raise RuntimeError(f"{self._name} takes no more calls: the extension was unloaded")
+        if not self._thread.is_alive():  # in a child that was forked by another thread
+            raise RuntimeError(
+                f"{call.name} cannot run on {self._name}: there is no such thread in this process, which was forked "
+                "from the one that has it"
+            )
         self._adopt(call)
         # The call is put where a waiter looks before the waiters are looked at; a waiter shows itself before it looks
         # here. So a thread that is about to block either finds the call or is woken.
@@ -212,6 +223,17 @@ class ThreadInbox(Portal):
                 f"waiting here for {call!r} would never end: it is to run on the loop of this very thread, which the "
                 "wait blocks. In asynchronous code, await the call"
             )
+
+
+def _after_fork() -> None:
+    for shared in list(_inboxes.values()):
+        calls = [*shared._todo, *filter(None, map(call_of, shared._running))]
+        shared._todo.clear()
+        leave_to_parent(calls)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 class SyncWaiter(Waiter[T]):
