@@ -1,4 +1,4 @@
-"""The documentation: README, docstrings and the executed notebooks, by Sphinx.
+"""The documentation: pages, docstrings and the executed notebooks, by Sphinx.
 
 ``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network.
 """
@@ -24,7 +24,7 @@ from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics
 HERE = Path(__file__).parent
 MODULES = ("ipyportal", "ipyportal.concurrency", "ipyportal.sync")  # as which public names are described
 
-# Sphinx reads no files outside of this folder. The links of the README hold in both places.
+# Sphinx reads no notebooks outside of this folder.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns(".*"))
 
@@ -34,7 +34,7 @@ project_copyright = author
 release = version = ipyportal.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "jupyter_execute"]  # which myst-nb makes beside the first
 
 nb_execution_mode = "off"  # they are stored with their outputs, which tests/notebook/test_notebooks.py compares
 myst_heading_anchors = 3

@@ -17,7 +17,7 @@ from tests.test_readme import blocks
 MODULES = (ipyportal, concurrency)
 # What has no docstring of its own has its example in that of the package.
 WITHOUT_DOCSTRING = ("Route", "__version__")
-# Needs a kernel: the cells of the README are run in one.
+# Needs a kernel: the cells of the documentation are run in one.
 IN_A_KERNEL = ("on_kernel_thread",)
 
 PARSER = doctest.DocTestParser()
