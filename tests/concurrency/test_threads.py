@@ -19,6 +19,7 @@ import pytest
 from ipyportal.concurrency import (
     Call,
     EventLoopThread,
+    Portal,
     SyncWaiter,
     WorkerThread,
     cancel_sync_after,
@@ -578,20 +579,52 @@ def test_who_is_told_of_time_outs_is_told_in_one_thread_unless_a_callback_is_slo
         if number == 49:
             all_told.set()
 
+    def tell_of(fn: Callable[[], object]) -> None:  # as a deadline does
+        clock.call_at(time.monotonic(), lambda: clock.elsewhere(fn))
+
     for number in range(50):
-        clock.elsewhere(functools.partial(tell, number))
+        tell_of(functools.partial(tell, number))
     all_told.pass_through()
     # A machine that stands still for longer than a callback may looks like a slow callback.
     assert len(set(names)) < 10
     # One that waits holds the others up for a moment only, and one that fails does not.
     told = Gate()
-    clock.elsewhere(gate.pass_through)
-    clock.elsewhere(functools.partial(int, "no number"))
-    clock.elsewhere(told.set)
+    tell_of(gate.pass_through)
+    tell_of(functools.partial(int, "no number"))
+    tell_of(told.set)
     with soon():
         told.pass_through()
     gate.set()
     assert [type(one.exc_value) for one in reported] == [ValueError]
+
+
+@pytest.mark.parametrize("stops", ["before it is told", "while it is told"])
+def test_who_tells_of_time_outs_does_not_start_the_clock_anew(stops: str) -> None:
+    # The race: the engine is shut down between a deadline and the callbacks of its call, or in the middle of these.
+    # A clock that was started then would be nobody's to end.
+    class Nowhere(Portal):
+        name = "nowhere"
+
+        def submit(self, call: Call[Any]) -> Call[Any]:
+            self._adopt(call)
+            return call
+
+    begun, gate = Gate(), Gate()
+    for _ in range(20):
+        begun.clear()
+        gate.clear()
+        call = Call.new(lambda: None)
+        call.set_timeout(0)
+        call.add_done_callback(lambda _: (begun.set(), gate.pass_through()))
+        Nowhere().submit(call)
+        if stops == "while it is told":
+            begun.pass_through()
+        else:
+            until(call.done)
+        shutdown()
+        gate.set()
+        for name in "ipyportal-callbacks", "ipyportal-clock":
+            until(lambda name=name: name not in [thread.name for thread in threading.enumerate()])
 
 
 @both

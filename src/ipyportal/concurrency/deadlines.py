@@ -82,6 +82,8 @@ class Clock:
         self._thread: threading.Thread | None = None
         self._ending = False  # the thread is to end when no deadline is left
         self._told: deque[Callable[[], object]] = deque()  # what is to be called elsewhere
+        self._taken = 0  # how many of them were taken to be called
+        self._look: Timer | None = None  # whether one of them takes long
         self._more_to_tell = threading.Condition(self._lock)
         self._teller: threading.Thread | None = None  # who calls that
         self.ident: int | None = None
@@ -126,13 +128,14 @@ class Clock:
             return None
 
     def elsewhere(self, fn: Callable[[], object]) -> None:
-        """Call `fn` in another thread: the clock's own must not wait for what it does.
+        """Call `fn` in another thread: the clock's own must not wait for what it does. In the clock's thread.
 
         One thread calls them all, one after the other. If one of them takes longer than `_PATIENCE`, those that
         follow get another thread.
         """
         with self._lock:
             self._told.append(fn)
+            self._look_later()
             if self._teller is not None:
                 self._more_to_tell.notify()
                 return
@@ -153,8 +156,8 @@ class Clock:
         teller = threading.current_thread()
         while True:
             with self._lock:
-                # Ends with something to tell, at a shutdown, or after a while.
-                if not self._told:
+                # Ends with something to tell, with the clock, or after a while.
+                if not self._told and self._thread is not None:
                     self._more_to_tell.wait(_IDLE)
                 if self._teller is not teller:
                     return  # another has taken over, or nobody is needed
@@ -162,21 +165,30 @@ class Clock:
                     self._teller = None
                     return
                 fn = self._told.popleft()
-            reminder = self.remind(_PATIENCE, lambda: self._take_over(teller))
+                self._taken += 1
             try:
                 fn()
             except BaseException as exc:  # noqa: BLE001 - those that follow are told all the same
                 report(exc, "a done callback failed")
-            if reminder is not None:
-                self.cancel(reminder)
-            del fn, reminder
+            del fn
 
-    def _take_over(self, held_up: threading.Thread) -> None:
-        """Have another thread call what is left. In the clock's thread."""
+    def _look_later(self) -> None:
+        """Have the clock look whether who tells is held up. With the lock, in the clock's thread."""
+        # Not if the clock was stopped meanwhile: that would start it anew, for good.
+        if self._look is None and self._thread is threading.current_thread():
+            taken = self._taken
+            self._look = self.call_at(time.monotonic() + _PATIENCE, lambda: self._look_after(taken))
+
+    def _look_after(self, taken: int) -> None:
+        """Have another thread tell what is left, if none has been taken since."""
         with self._lock:
-            if self._teller is not held_up:
+            self._look = None
+            if not self._told:
                 return
-            teller = self._teller = self._new_teller() if self._told else None
+            teller = None
+            if self._taken == taken:
+                teller = self._teller = self._new_teller()
+            self._look_later()
         if teller is not None:
             self._start_teller(teller)
 
@@ -201,6 +213,7 @@ class Clock:
                 if not self._heap:
                     if self._ending:
                         self._thread = self.ident = None
+                        self._more_to_tell.notify_all()
                         break
                     self._changed.wait()
                     continue
@@ -222,6 +235,9 @@ class Clock:
         They are those of code that is nobody's here to end: in threads of the user's own, say.
         """
         with self._lock:
+            if self._look is not None and not self._told:
+                self.cancel(self._look)
+                self._look = None
             self._drop_cancelled()
             thread = None
             if self._heap:
@@ -229,9 +245,7 @@ class Clock:
             else:
                 thread, self._thread, self.ident = self._thread, None, None
             self._changed.notify_all()
-            if not self._told:
-                self._teller = None
-                self._more_to_tell.notify_all()
+            self._more_to_tell.notify_all()
         if thread is not None and thread is not threading.current_thread():
             # Ends: what the clock calls is short, and calls no user code.
             thread.join()
