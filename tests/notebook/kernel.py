@@ -345,11 +345,19 @@ class Kernel:
         return None if reply.result is None else ast.literal_eval(reply.result)
 
     def begin(self, code: str, timeout: float = 30) -> Pending:
-        """Send a cell and return when it has printed something: its own code runs by then."""
-        pending = self.execute_async(code)
-        self.wait_for(lambda: pending.stdout_so_far() or pending.done(), timeout, what=pending._describe)
-        assert pending.stdout_so_far(), f"ended before it printed: {pending.reply().error}"
-        return pending
+        """Send a cell and return when it has printed something: its own code runs by then.
+
+        One that is aborted is sent again, as by `execute`.
+        """
+        deadline = time.monotonic() + timeout
+        while True:
+            pending = self.execute_async(code)
+            self.wait_for(lambda: pending.stdout_so_far() or pending.done(), timeout, what=pending._describe)  # noqa: B023
+            if pending.stdout_so_far():
+                return pending
+            reply = pending.reply()
+            assert reply.status == "aborted", f"ended before it printed: {reply.error}"
+            assert time.monotonic() < deadline, "it was aborted, time and again"
 
     def click(self, widget_id: str, *, subshell_id: str | None = None) -> Pending:
         """Click an ipywidgets button, as its view does."""
