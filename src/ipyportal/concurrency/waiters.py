@@ -57,7 +57,7 @@ class Waiter(Portal, Generic[T]):
         # The call's own: nothing that is done with it here takes another, or calls what does.
         self._lock = call._lock
         self._earlier: Waiter[Any] | None = None
-        """Who waited for the call before this one did: that has sent-back calls of its own."""
+        """The waiter that the call had before, with calls of its own that were sent back to it."""
         with self._lock:
             if not call._over:
                 self._earlier, call._waiter = call._waiter, self

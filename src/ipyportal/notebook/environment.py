@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching, sync
-from ipyportal.concurrency.suspension import why_no_greenlets
+from ipyportal.concurrency.suspension import greenlets_available, why_no_greenlets
 from ipyportal.concurrency.texts import one_line, short_repr
 from ipyportal.concurrency.turns import turns_possible
 
@@ -210,7 +210,7 @@ def _subshells(environment: Environment) -> str:
 def _to_do(environment: Environment) -> list[str]:
     """What to do about what does not work."""
     steps = []
-    if environment.kernel is not None and "greenlet" in why_no_greenlets():
+    if environment.kernel is not None and not greenlets_available() and sys.implementation.name == "cpython":
         steps.append("pip install greenlet, and restart the kernel: then cells that wait are suspended")
     if nest_asyncio_applied():
         steps.append("leave nest_asyncio.apply() out, and restart the kernel: %portal patch on does what it is for")
