@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 from docutils import nodes
 from IPython.lib.lexers import IPython3Lexer
@@ -22,7 +22,7 @@ from ipyportal import concurrency
 from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics
 
 HERE = Path(__file__).parent
-MODULES = ("ipyportal", "ipyportal.concurrency", "ipyportal.sync")  # as which public names are described
+MODULES = ("ipyportal", "ipyportal.concurrency", "ipyportal.routes")  # as which public names are described
 
 # Sphinx reads no notebooks outside of this folder.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
@@ -43,7 +43,11 @@ smartquotes = False  # -- is an option's
 default_role = "py:obj"  # `name` in a docstring is a link, where there is one
 autodoc_member_order = "bysource"
 autodoc_type_aliases = {"Route": "ipyportal.Route"}
-autodoc_default_options = {"members": True, "show-inheritance": True}
+autodoc_default_options = {
+    "members": True,
+    "show-inheritance": True,
+    "inherited-members": "BaseException, Enum, object",  # but not of these
+}
 
 html_theme = "furo"
 html_title = f"ipyportal {release}"
@@ -97,7 +101,20 @@ def drop_empty_outputs(app: Sphinx, doctree: nodes.document, page: str) -> None:
             block.parent.remove(block)
 
 
+def public_bases(app: Sphinx, name: str, of: object, options: object, bases: list[Any]) -> None:
+    """Name no class from which others inherit but which no page describes: their members are shown with each."""
+    public = {*ipyportal.__all__, *concurrency.__all__}
+    for base in bases[:]:
+        kind = get_origin(base) or base
+        if kind.__module__.startswith("ipyportal.") and kind.__name__ not in public:
+            bases.remove(base)
+            bases += [one for one in kind.__bases__ if one.__name__ in public]
+    if not bases:
+        bases.append(object)
+
+
 def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-bases", public_bases)
     app.add_lexer("python", IPython3Lexer)  # for blocks with magics
     app.add_directive("magics", MagicsDirective)
     app.connect("missing-reference", find_name)

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from hypothesis import strategies as st
 
 from ipyportal.concurrency import Call, Portal
-from ipyportal.concurrency.texts import LONGEST
+from ipyportal.concurrency.labels import LONGEST
 
 anything = st.text(st.characters(codec=None), max_size=300)  # lone surrogates, too
 
@@ -66,7 +66,7 @@ class Place(Portal):
         return self._name()  # type: ignore[no-any-return]
 
     def submit(self, call: Call[Any]) -> Call[Any]:
-        self._adopt(call)
+        self._claim(call)
         call.run()
         return call
 

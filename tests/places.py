@@ -10,7 +10,7 @@ import pytest
 
 from ipyportal import WorkerThread, patch_asyncio, run
 from ipyportal.concurrency import can_suspend
-from ipyportal.concurrency.turns import turns_possible
+from ipyportal.concurrency.suspension.loops import turns_possible
 
 try:
     import uvloop

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from ipyportal import EventLoopThread, get_global_loop, patch_asyncio, patching, run, set_route, submit
-from ipyportal.concurrency import Call, cancel_sync_after, turns
+from ipyportal.concurrency import Call, cancel_sync_after
+from ipyportal.concurrency.suspension.loops import turns_possible
 from tests.concurrency.helpers import NEST_ASYNCIO, PATIENCE, Gate, python, soon
 
 PLACES: list[tuple[Any, str]] = [
@@ -1154,7 +1155,7 @@ def test_nested_re_enters_the_loop_and_goes_together_with_the_patch() -> None:
 
 def test_asyncio_is_inside_as_the_turns_take_it_to_be() -> None:
     # When this fails, `ipyportal.concurrency.turns` has to be looked at: asyncio has changed.
-    assert turns.turns_possible()
+    assert turns_possible()
     loop = asyncio.new_event_loop()
     turn = asyncio.BaseEventLoop._run_once  # type: ignore[attr-defined]
     counted: list[int] = []

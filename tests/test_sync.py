@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ipyportal import get_worker_thread, run, submit
-from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.greenlets import greenlets_available
 
 from .concurrency.helpers import python
 

@@ -24,7 +24,7 @@ from ipyportal.concurrency import (
     from_sync,
     suspend,
 )
-from ipyportal.twins import Twin
+from ipyportal.synchronous import Twin
 
 
 @syncify

@@ -48,11 +48,12 @@ from ipyportal.concurrency import (
     get_worker_thread,
     shield,
 )
-from ipyportal.many import map as map  # not in __all__: `import *` must not replace the builtin one
+from ipyportal.mapping import map as map  # not in __all__: `import *` must not replace the builtin one
 from ipyportal.patching import patch_asyncio
+from ipyportal.routes import Route, get_route, set_route
 from ipyportal.streams import enter, iterate
-from ipyportal.sync import Route, get_route, on_kernel_thread, run, set_route, submit
-from ipyportal.twins import syncify
+from ipyportal.sync import on_kernel_thread, run, submit
+from ipyportal.synchronous import syncify
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

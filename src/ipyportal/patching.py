@@ -9,7 +9,7 @@ not, so while the patch is on
   always mean. They run in a thread that is lent for it, in which no loop runs, while the caller is suspended.
 
 Everything else goes to what stood in their place before. Loops run their turns in workers meanwhile
-(`ipyportal.concurrency.turns`), so that one can be stopped whoever stands still.
+(`ipyportal.concurrency.suspension.turns`), so that one can be stopped whoever stands still.
 """
 
 from __future__ import annotations
@@ -28,121 +28,23 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, TypeVar
 
-from ipyportal.concurrency import turns
-from ipyportal.concurrency.calls import name_of
-from ipyportal.concurrency.interruption import Wait, interruptible_thread
-from ipyportal.concurrency.suspension import can_suspend, suspendable, why_no_greenlets
-from ipyportal.concurrency.texts import type_name
-from ipyportal.concurrency.threads import WorkerThread
-from ipyportal.sync import RULE, _await, run
+from ipyportal.concurrency.cancellation.frames import Mark
+from ipyportal.concurrency.greenlets import why_no_greenlets
+from ipyportal.concurrency.labels import type_name
+from ipyportal.concurrency.private import RUN_ONCE, RUNNERS_LOOP
+from ipyportal.concurrency.suspension.loops import loop_has_turns, turns_possible
+from ipyportal.concurrency.suspension.suspending import can_suspend
+from ipyportal.concurrency.suspension.turns import run_once
+from ipyportal.other_loops import end_all_threads, end_thread, run_elsewhere, thread_of
+from ipyportal.routes import RULE
+from ipyportal.sync import await_it, run
 
 __all__ = ["PatchSwitch", "loop_name", "patch_asyncio", "patched", "report"]
 
+__ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # it has made a call, and is about to wait for it
+
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-# --- a loop that runs in a thread of its own -------------------------------------------------------------------------
-
-
-class _Main:
-    """The main task of such a loop. A cancel of the call that runs the loop is a cancel of this task."""
-
-    def __init__(self, stop: Callable[[], object] | None = None) -> None:
-        self._future: asyncio.Future[Any] | None = None
-        self._stop = stop  # what ends a loop that has no main task
-        self._asked = False
-        self._told = False
-
-    def ask(self) -> None:
-        """Cancel it, now or when it begins. From any thread."""
-        # First the flag, then the look: `_begin` does it the other way round, so that one of the two sees the other.
-        self._asked = True
-        if self._stop is not None:
-            self._stop()
-        if (future := self._future) is not None:
-            try:
-                future.get_loop().call_soon_threadsafe(self._tell)
-            except RuntimeError:
-                pass  # the loop is closed: it is over
-
-    def _begin(self, future: asyncio.Future[Any] | None) -> None:
-        self._future = future
-        if self._asked:
-            self._tell()
-
-    def _tell(self) -> None:
-        if not self._told and self._future is not None:
-            self._told = True
-            self._future.cancel()
-
-    def of(self, work: Any) -> Any:
-        """`work` as the main task's coroutine; what is none is left to asyncio to refuse."""
-        if asyncio.isfuture(work):
-            self._begin(work)
-            return work
-        if not asyncio.iscoroutine(work):
-            return work
-
-        async def main() -> Any:
-            __tracebackhide__ = True
-            self._begin(asyncio.current_task())
-            if self._told:
-                work.close()  # does not begin
-                raise asyncio.CancelledError
-            return await work
-
-        main.__name__ = getattr(work, "__name__", main.__name__)
-        main.__qualname__ = getattr(work, "__qualname__", main.__name__)
-        return suspendable(main())
-
-
-def _elsewhere(on: Any, start: Callable[..., Any], work: Any = None, stop: Callable[[], object] | None = None) -> Any:
-    """``start(work)`` in a thread in which no loop runs, the caller suspended; `start` runs a loop for `work`."""
-    __tracebackhide__ = True
-    main = _Main(stop)
-    coroutine = main.of(work)
-
-    def call() -> tuple[Any]:
-        __tracebackhide__ = True
-        thread = interruptible_thread()
-        mark = Wait(main.ask)  # an interrupt of this thread would tear the loop apart
-        thread.enter(mark)
-        try:
-            if thread.owed(below=mark):
-                main.ask()
-            return (start(coroutine),)  # not as it is: a call awaits what its function returns, if it can be
-        finally:
-            thread.leave(mark)
-            if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-                coroutine.close()  # it never began; who made `work` is told by Python
-
-    call.__name__ = call.__qualname__ = name_of(work)
-    try:
-        return run(call, on=on)[0]
-    except (asyncio.CancelledError, KeyboardInterrupt):
-        if inspect.iscoroutine(work) and inspect.getcoroutinestate(work) == inspect.CORO_CREATED:
-            coroutine.close()  # cancelled while it waited for its thread: it does not begin, and is not warned of
-            work.close()
-        raise
-
-
-_threads: weakref.WeakKeyDictionary[Any, WorkerThread] = weakref.WeakKeyDictionary()
-
-
-def _thread_of(owner: Any) -> WorkerThread:
-    """The thread in which the loop of `owner` runs, the same each time: what it uses may belong to a thread."""
-    thread = _threads.get(owner)
-    if thread is None:
-        thread = _threads[owner] = WorkerThread(name="ipyportal-asyncio")
-        weakref.finalize(owner, thread.shutdown, timeout=0.0).atexit = False
-    return thread
-
-
-def _end_thread(owner: Any) -> None:
-    thread = _threads.pop(owner, None)
-    if thread is not None:
-        thread.shutdown(timeout=0.0)  # what runs there may run on
 
 
 # --- what stands in asyncio's places ---------------------------------------------------------------------------------
@@ -215,7 +117,7 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
     def run(main: Any, **options: Any) -> Any:
         __tracebackhide__ = True
         if _suspends():
-            return _elsewhere("thread", lambda main: genuine(main, **options), main)
+            return run_elsewhere("thread", lambda main: genuine(main, **options), main)
         return _refused(original, main, **options)
 
     return run
@@ -228,12 +130,12 @@ def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
         if not _suspends():
             return _refused(original, self, coro, **options)
         if not _runs_here(self):
-            return _elsewhere(_thread_of(self), lambda coro: original(self, coro, **options), coro)
+            return run_elsewhere(thread_of(self), lambda coro: original(self, coro, **options), coro)
         if sys.version_info >= (3, 14) and inspect.isawaitable(coro) and not asyncio.iscoroutine(coro):
-            coro = _await(coro)
+            coro = await_it(coro)
         if not asyncio.iscoroutine(coro):
             # To be refused in this Python's own words, elsewhere: CPython 3.14 first refuses the loop that runs here.
-            return _elsewhere("thread", lambda coro: original(self, coro, **options), coro)
+            return run_elsewhere("thread", lambda coro: original(self, coro, **options), coro)
         return _await_here(self.get_loop().create_task(coro, **options))
 
     return run
@@ -243,14 +145,14 @@ def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def close(self: asyncio.Runner) -> None:
         __tracebackhide__ = True
-        if not _suspends() or getattr(self, "_loop", self) is None or _runs_here(self):
+        if not _suspends() or getattr(self, RUNNERS_LOOP, self) is None or _runs_here(self):
             # With nothing to close it takes no turn: finalizers call it, in the middle of anything (unittest's do).
             original(self)
             return
         try:
-            _elsewhere(_thread_of(self), lambda _: original(self))
+            run_elsewhere(thread_of(self), lambda _: original(self))
         finally:
-            _end_thread(self)
+            end_thread(self)
             # It may have been made current by `Runner.__enter__`, in this thread; it is closed now.
             asyncio.set_event_loop(asyncio.get_running_loop())
 
@@ -259,7 +161,7 @@ def _patched_runner_close(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _runs_here(runner: asyncio.Runner) -> bool:
     # Not get_loop(), which would make the loop, and make it this thread's current one.
-    return getattr(runner, "_loop", None) is asyncio.get_running_loop()
+    return getattr(runner, RUNNERS_LOOP, None) is asyncio.get_running_loop()
 
 
 def _await_here(awaitable: Any) -> Any:
@@ -281,7 +183,7 @@ def _patched_run_until_complete(original: Callable[..., Any]) -> Callable[..., A
             return _await_here(_of_loop(self, future))
         if self.is_running():
             return original(self, future)  # in another thread: refused
-        return _elsewhere(_thread_of(self), lambda future: original(self, future), future)
+        return run_elsewhere(thread_of(self), lambda future: original(self, future), future)
 
     return run_until_complete
 
@@ -307,7 +209,7 @@ def _patched_run_forever(original: Callable[..., Any]) -> Callable[..., Any]:
         elif self.is_running():
             original(self)  # in another thread: refused
         else:
-            _elsewhere(_thread_of(self), lambda _: original(self), stop=lambda: self.call_soon_threadsafe(self.stop))
+            run_elsewhere(thread_of(self), lambda _: original(self), stop=lambda: self.call_soon_threadsafe(self.stop))
 
     return run_forever
 
@@ -443,8 +345,7 @@ def _leave() -> None:
         if _users == 0:
             while _replaced:
                 _replaced.pop().put_back()
-            for owner in list(_threads):
-                _end_thread(owner)
+            end_all_threads()
 
 
 def _install() -> None:
@@ -465,8 +366,8 @@ def _install() -> None:
     _replaced.append(
         _Replaced(asyncio.AbstractEventLoop, "__init_subclass__", classmethod(_patch_kind_made_later), own=False)
     )
-    if turns.turns_possible():
-        _replaced.append(_Replaced(loops, "_run_once", turns.run_once))
+    if turns_possible():
+        _replaced.append(_Replaced(loops, RUN_ONCE, run_once))
 
 
 def _patch_kind(kind: Any) -> None:
@@ -502,6 +403,6 @@ def report() -> str:
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
             said.append(f"run_until_complete() of {loop_name(loop)} is not patched")
-        if not turns.loop_has_turns(loop):
+        if not loop_has_turns(loop):
             said.append(f"tasks and callbacks of {loop_name(loop)} cannot be suspended, cells can")
     return "; ".join(said)

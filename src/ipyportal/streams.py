@@ -11,14 +11,18 @@ from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast, overload
 
-from ipyportal.concurrency.calls import name_of
-from ipyportal.concurrency.cancellation import SyncCancelScope
-from ipyportal.concurrency.deadlines import check_timeout
-from ipyportal.concurrency.interruption import AtWaits, Cancelled
-from ipyportal.steps import Steps, Stream
-from ipyportal.sync import Route, _check_route
+from ipyportal.concurrency.calls.execution import name_of
+from ipyportal.concurrency.cancellation.clock import check_timeout
+from ipyportal.concurrency.cancellation.frames import Mark
+from ipyportal.concurrency.cancellation.interruption import Cancelled
+from ipyportal.concurrency.cancellation.scopes import SyncCancelScope
+from ipyportal.concurrency.cancellation.targets import OnlyAtCheckpoints
+from ipyportal.routes import Route, check_route
+from ipyportal.stepwise import Steps, Stream
 
 __all__ = ["Entered", "Iteration", "enter", "iterate"]
+
+__ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # between two steps
 
 T = TypeVar("T")
 
@@ -200,11 +204,11 @@ def iterate(
         closed
     """
     timeout = check_timeout(timeout)
-    _check_route(on)
+    check_route(on)
     return Iteration(_Maker("iterate", "__aiter__", work, args, kwargs), timeout, on)
 
 
-class _Body(AtWaits, SyncCancelScope):
+class _Body(OnlyAtCheckpoints, SyncCancelScope):
     """The body of a ``with`` block whose context manager runs in another task, and may cancel that.
 
     As in ``async with``, the code is interrupted where it waits.
@@ -367,5 +371,5 @@ def enter(
         timed out
     """
     timeout = check_timeout(timeout)
-    _check_route(on)
+    check_route(on)
     return Entered(_Maker("enter", "__aenter__", work, args, kwargs), timeout, on)

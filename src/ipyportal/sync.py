@@ -6,160 +6,39 @@ The rule of where a call runs and how its caller waits is the table in `run`'s d
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
-import importlib.util
 import inspect
-import signal
 import sys
-import threading
 import types
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager, nullcontext, suppress
-from typing import Any, Literal, TypeVar, cast, overload
+from contextlib import suppress
+from typing import Any, TypeVar, cast, overload
 
-from ipyportal.concurrency.api import wait_for
-from ipyportal.concurrency.calls import Call, State, name_of
-from ipyportal.concurrency.cancellation import cancel_async_after, cancel_sync_after
-from ipyportal.concurrency.deadlines import check_timeout
-from ipyportal.concurrency.portals import Portal
-from ipyportal.concurrency.primitives import add_note
-from ipyportal.concurrency.suspension import suspend, suspendable_here, why_no_greenlets
-from ipyportal.concurrency.texts import short_repr, type_name
-from ipyportal.concurrency.threads import LoopPortal, get_global_loop, submit_to_new_thread
-from ipyportal.concurrency.turns import in_a_toolkits_loop
+from ipyportal import hosts
+from ipyportal.concurrency.api import wait_blocked, wait_suspended
+from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.calls.execution import name_of
+from ipyportal.concurrency.cancellation.clock import check_timeout
+from ipyportal.concurrency.cancellation.frames import Mark
+from ipyportal.concurrency.cancellation.scopes import cancel_async_after, cancel_sync_after
+from ipyportal.concurrency.greenlets import why_no_greenlets
+from ipyportal.concurrency.labels import type_name
+from ipyportal.concurrency.portals.loops import LoopPortal
+from ipyportal.concurrency.primitives import call_users
+from ipyportal.concurrency.reporting import add_note
+from ipyportal.concurrency.suspension.loops import in_a_toolkits_loop
+from ipyportal.concurrency.suspension.suspending import Suspends, steps_of, suspendable_here
+from ipyportal.hosts import is_kernel_thread
+from ipyportal.routes import HERE, Route, check_route, chosen_route, get_route, nested_loop, portal_of
 
-__all__ = ["HERE", "RULE", "Route", "get_route", "on_kernel_thread", "run", "set_route", "submit"]
+__all__ = ["await_it", "on_kernel_thread", "run", "submit"]
+
+__ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # it has made a call, and is about to wait for it
 
 T = TypeVar("T")
 
-Route = Literal["kernel", "loop", "thread", "nested"] | Portal
-"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for itself, or a portal.
 
-``"nested"`` is the route of last resort: the loop that runs in this thread, re-entered by nest-asyncio.
-"""
-
-_NAMES = ("kernel", "loop", "thread", "nested")
-
-RULE: Any = object()
-"""For ``on=``: the rule, whatever `set_route` says."""
-
-
-class KeyboardInterrupts:
-    """A block of code in which SIGINT raises KeyboardInterrupt; `handler` is put back afterwards.
-
-    No generator: `contextlib` sets attributes of what passes through one, and a frozen dataclass refuses that.
-
-    Args:
-        handler: The handler of SIGINT that was found.
-        as_cancel: KeyboardInterrupt leaves the block as `concurrent.futures.CancelledError`, for a loop's callback or
-            task that is no cell: KeyboardInterrupt would end that loop.
-    """
-
-    def __init__(self, handler: Any, *, as_cancel: bool = False) -> None:
-        self._handler = handler
-        self._as_cancel = as_cancel
-
-    def __enter__(self) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def __exit__(self, exc_type: Any, exc: BaseException | None, traceback: object) -> None:
-        signal.signal(signal.SIGINT, self._handler)
-        if self._as_cancel and isinstance(exc, KeyboardInterrupt):
-            raise concurrent.futures.CancelledError(
-                "the stop button has ended this wait, which blocked the kernel"
-            ) from None
-
-
-class Host:
-    """What surrounds the synchronous code: nothing in particular. The notebook extension replaces it by a kernel."""
-
-    kernel_portal: Portal | None = None
-    interrupt_owed = False
-
-    def blocking(self) -> AbstractContextManager[object]:
-        """Around a wait that blocks its thread: there KeyboardInterrupt must be raised, whatever the handler.
-
-        A loop's own handler of SIGINT, as ipykernel has for asynchronous cells, only asks the loop to cancel a task.
-        A loop that is blocked never does. And between cells ipykernel ignores SIGINT: nobody could end the wait.
-        """
-        handler: Any = None
-        if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
-            handler = signal.getsignal(signal.SIGINT)
-        if handler is None or handler in (signal.default_int_handler, signal.SIG_DFL):
-            return nullcontext()
-        return KeyboardInterrupts(handler, as_cancel=handler is signal.SIG_IGN)
-
-    def interrupted(self) -> BaseException | None:
-        """What is to be raised in place of the CancelledError that comes out of a suspended wait, which is taken back.
-
-        None if that is no interrupt.
-        """
-        return None
-
-    def launched(self, call: Call[Any]) -> object:
-        """Told of each call that `submit` started."""
-
-    def raise_owed(self) -> None:
-        """Raise the KeyboardInterrupt that came while it could not be raised."""
-
-
-class _Here(Portal):
-    """As ``on=``: this thread's own loop, in the very task of the caller, which can be suspended."""
-
-    name = "the caller's own task"
-
-    def submit(self, call: Call[T]) -> Call[T]:
-        raise RuntimeError("what is submitted cannot run in the task of the caller, which goes on")
-
-
-HERE = _Here()
-host = Host()
-_route: Route | None = None
 _warned = False
-
-
-def get_route() -> Route | None:
-    """The session's default for ``on=``; None for the rule.
-
-    Example:
-        >>> from ipyportal import get_route, set_route
-        >>> set_route("loop")
-        >>> get_route()
-        'loop'
-        >>> set_route(None)
-    """
-    return _route
-
-
-def set_route(on: Route | None) -> None:
-    """Set the session's default for ``on=`` of `run` and `submit`; None goes back to the rule.
-
-    Example:
-        >>> import asyncio, threading
-        >>> from ipyportal import run, set_route
-        >>> async def where():
-        ...     return threading.current_thread().name
-        >>> set_route("thread")
-        >>> run(where())  # doctest: +ELLIPSIS
-        'ipyportal-thread-...'
-        >>> set_route(None)
-        >>> run(where())
-        'ipyportal-loop'
-    """
-    global _route
-    _check_route(on)
-    _route = on
-
-
-def _check_route(on: Any) -> None:
-    if on is None or on is RULE or isinstance(on, Portal):
-        return
-    if not isinstance(on, str) or on not in _NAMES:  # what is no text may refuse to be compared
-        raise (ValueError if isinstance(on, str) else TypeError)(
-            'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not '
-            + short_repr(on)
-        )
 
 
 @overload
@@ -220,53 +99,45 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         42
     """
     __tracebackhide__ = True
-    current = suspendable_here()
-    here = current is not None
+    caller = suspendable_here()
     try:
         if (
-            current is not None
+            caller is not None
             and type(work) is types.CoroutineType
             and timeout is None
             and on is None
-            and _route is None
+            and get_route() is None
             and not args
             and not kwargs
         ):
-            return current.drive(work)  # what the lines below come to, for the commonest case
+            return caller.drive(work)  # what the lines below come to, for the commonest case
         timeout = check_timeout(timeout)
-        _check_route(on)
+        check_route(on)
         _check_work(work, args, kwargs, on)
-        on = _chosen(on)
+        on = chosen_route(on)
         if on == "nested":
             return _run_nested(work, args, kwargs, timeout)
         if asyncio.isfuture(work) and on is None:
-            return _run_future(work, timeout, here)
-        at_home = on is None or on is HERE or (on == "kernel" and _on_kernel_thread())
-        if here and at_home and not isinstance(work, Call):
-            return _run_here(work, args, kwargs, timeout)
-        if on == "kernel" and not here and _on_kernel_thread() and not inspect.isawaitable(work):
+            return _run_future(work, timeout, caller)
+        at_home = on is None or on is HERE or (on == "kernel" and is_kernel_thread())
+        if caller is not None and at_home and not isinstance(work, Call):
+            return _run_here(caller, work, args, kwargs, timeout)
+        if on == "kernel" and caller is None and is_kernel_thread() and not inspect.isawaitable(work):
             work, args, kwargs = _call_here(work, args, kwargs, timeout), (), {}
             if not inspect.isawaitable(work):
                 return work
             # Only this thread's loop could run it, and it cannot run while we wait: the line below says so.
-        return _run_there(work, args, kwargs, timeout, on, here)
+        return _run_there(caller, work, args, kwargs, timeout, on)
     except asyncio.CancelledError:
-        if here and (interrupt := host.interrupted()) is not None:
+        if caller is not None and (interrupt := hosts.current.interrupted()) is not None:
             raise interrupt from None
         raise
     except RuntimeError as exc:
         _note_foreign_loop(exc)
         raise
     finally:
-        if host.interrupt_owed and here:
-            host.raise_owed()
-
-
-def _chosen(on: Any) -> Route | None:
-    """The route that `on` means; None for the rule."""
-    if on is None:
-        return _route
-    return None if on is RULE else on
+        if hosts.current.interrupt_owed and caller is not None:
+            hosts.current.raise_owed()
 
 
 _FOREIGN_LOOP = ("attached to a different loop", "is bound to a different event loop")
@@ -329,22 +200,18 @@ def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Ro
         )
 
 
-def _on_kernel_thread() -> bool:
-    return host.kernel_portal is not None and threading.current_thread() is threading.main_thread()
-
-
 # --- suspended, on this thread's own loop ----------------------------------------------------------------------------
 
 
-def _run_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
+def _run_here(caller: Suspends, work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
     __tracebackhide__ = True
     if timeout is not None:
-        return suspend(_within(work, args, kwargs, timeout))
+        return caller.drive(_within(work, args, kwargs, timeout))
     if callable(work) and not inspect.isawaitable(work):
-        work = work(*args, **kwargs)
+        work = call_users(work, *args, **kwargs)
         if not inspect.isawaitable(work):
             return work
-    return suspend(work)
+    return caller.drive(steps_of(work))
 
 
 async def _within(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float) -> Any:
@@ -360,32 +227,19 @@ def _call_here(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout
     """Call a function in this thread; its synchronous part is interrupted when the time is over."""
     __tracebackhide__ = True
     if timeout is None:
-        return work(*args, **kwargs)
+        return call_users(work, *args, **kwargs)
     with cancel_sync_after(timeout) as scope:
         scope.name = name_of(work)
-        return work(*args, **kwargs)
+        return call_users(work, *args, **kwargs)
 
 
 # --- the last resort -------------------------------------------------------------------------------------------------
 
 
-def _nest_asyncio(loop: asyncio.AbstractEventLoop | None) -> asyncio.AbstractEventLoop:
-    """Have nest-asyncio, or one of its forks, patch the loop that runs in this thread."""
-    # The maintained forks: nest-asyncio2, and anest-asyncio, which has nest-asyncio's own module name.
-    found = [name for name in ("nest_asyncio2", "nest_asyncio") if importlib.util.find_spec(name) is not None]
-    if not found:
-        raise ImportError('on="nested" needs nest-asyncio, which is not installed: pip install "ipyportal[nest]"')
-    if loop is None:
-        raise RuntimeError('on="nested" re-enters the loop that runs in this thread, and none runs here: leave on= out')
-    name = next((name for name in found if name in sys.modules), found[0])  # the one that may have patched it already
-    importlib.import_module(name).apply(loop)
-    return loop
-
-
 def _run_nested(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Any:
     """Run the loop of this thread inside of itself until `work` is over. If that is interrupted, `work` cleans up."""
     __tracebackhide__ = True
-    return _run_on(_nest_asyncio(asyncio._get_running_loop()), work, args, kwargs, timeout)
+    return _run_on(nested_loop(asyncio._get_running_loop()), work, args, kwargs, timeout)
 
 
 def _run_on(
@@ -394,7 +248,7 @@ def _run_on(
     """Run a loop of this thread until `work` is over, and its clean-up with it."""
     __tracebackhide__ = True
     task = loop.create_task(_all_of(work, args, kwargs, timeout))
-    with host.blocking():
+    with hosts.current.blocking():
         try:
             return loop.run_until_complete(task)
         except BaseException:
@@ -410,14 +264,14 @@ async def _all_of(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], time
     if timeout is not None:
         return await _within(work, args, kwargs, timeout)
     if not inspect.isawaitable(work):
-        work = work(*args, **kwargs)
+        work = call_users(work, *args, **kwargs)
     return await work if inspect.isawaitable(work) else work
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------------------
 
 
-async def _await(work: Awaitable[T]) -> T:
+async def await_it(work: Awaitable[T]) -> T:
     __tracebackhide__ = True
     return await work
 
@@ -426,7 +280,7 @@ def _as_call(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: 
     if isinstance(work, Call):
         call: Call[Any] = work
     elif inspect.isawaitable(work):
-        call = Call.new(_await, work)
+        call = Call.new(await_it, work)
         call.name = name_of(work)
         if isinstance(work, types.CoroutineType):
             call._when_done(lambda _: _close_unbegun(work))
@@ -443,57 +297,45 @@ def _close_unbegun(coroutine: types.CoroutineType[Any, Any, Any]) -> None:
         coroutine.close()
 
 
-def _submitter(on: Route | None) -> Callable[[Call[Any]], Call[Any]]:
-    if on is None or on == "loop":
-        return get_global_loop().submit
-    if on == "thread":
-        return submit_to_new_thread
-    if on == "nested":
-        return LoopPortal(_nest_asyncio(asyncio._get_running_loop()), "this thread's loop").submit
-    if on == "kernel":
-        if host.kernel_portal is None:
-            raise RuntimeError(
-                'on="kernel" needs a Jupyter kernel with the extension: type %load_ext ipyportal in a cell'
-            )
-        return host.kernel_portal.submit
-    assert isinstance(on, Portal)
-    return on.submit
-
-
 def _run_there(
-    work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, on: Route | None, here: bool
+    caller: Suspends | None,
+    work: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,
+    on: Route | None,
 ) -> Any:
     __tracebackhide__ = True
     call = _as_call(work, args, kwargs, timeout)
     if call.portal is not None:
-        return _wait_for_submitted(call, timeout, here)
-    if here:
-        return wait_for(_submitter(on), call)
+        return _wait_for_submitted(caller, call, timeout)
+    if caller is not None:
+        return wait_suspended(caller, portal_of(on), call)
     if asyncio._get_running_loop() is not None or _trio_runs():
         _warn_that_the_loop_blocks()
-    with host.blocking():
-        return wait_for(_submitter(on), call)
+    with hosts.current.blocking():
+        return wait_blocked(portal_of(on), call)
 
 
-def _wait_for_submitted(call: Call[T], timeout: float | None, here: bool) -> T:
+def _wait_for_submitted(caller: Suspends | None, call: Call[T], timeout: float | None) -> T:
     """Wait for a call that runs already. As with any other work, the stop button and the time-out end it."""
     __tracebackhide__ = True
-    if here:
-        return cast(T, _run_here(call, (), {}, timeout))
-    with cancel_sync_after(timeout), host.blocking():
-        return wait_for(lambda call: call, call)
+    if caller is not None:
+        return cast(T, _run_here(caller, call, (), {}, timeout))
+    with cancel_sync_after(timeout), hosts.current.blocking():
+        return wait_blocked(None, call)
 
 
-def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) -> T:
+def _run_future(future: asyncio.Future[T], timeout: float | None, caller: Suspends | None) -> T:
     __tracebackhide__ = True
     loop = future.get_loop()
-    if here and loop is asyncio._get_running_loop():
-        return cast(T, _run_here(future, (), {}, timeout))
+    if caller is not None and loop is asyncio._get_running_loop():
+        return cast(T, _run_here(caller, future, (), {}, timeout))
     if future.done():
         return future.result()
     if loop.is_closed():
         raise RuntimeError("Event loop is closed")
-    if not here and loop is asyncio._get_running_loop():
+    if caller is None and loop is asyncio._get_running_loop():
         raise RuntimeError(
             f"waiting here for a {type(future).__name__} of this thread's own loop would never end: the wait would "
             f"block that loop, because its caller cannot be suspended here. {_advice()}"
@@ -501,7 +343,8 @@ def _run_future(future: asyncio.Future[T], timeout: float | None, here: bool) ->
     if not loop.is_running() and asyncio._get_running_loop() is None:
         # Nobody else runs it: a task made by an `await` cell of terminal IPython, say.
         return cast(T, _run_on(loop, future, (), {}, timeout))
-    return cast(T, _run_there(future, (), {}, timeout, LoopPortal(loop, "the loop of the awaited future"), here))
+    there = LoopPortal(loop, "the loop of the awaited future")
+    return cast(T, _run_there(caller, future, (), {}, timeout, there))
 
 
 def _warn_that_the_loop_blocks() -> None:
@@ -577,15 +420,15 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
         [0, 1, 2]
     """
     timeout = check_timeout(timeout)
-    _check_route(on)
+    check_route(on)
     _check_work(work, args, kwargs, on)
-    on = _chosen(on)
+    on = chosen_route(on)
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")
     call = _as_call(work, args, kwargs, timeout)
     call._when_done(_note_failure)
-    _submitter(on)(call)
-    host.launched(call)
+    portal_of(on).submit(call)
+    hosts.current.launched(call)
     return call
 
 

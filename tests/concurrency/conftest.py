@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ipyportal.concurrency import EventLoopThread, WorkerThread
-from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.greenlets import greenlets_available
 
 _NEED_GREENLETS = {
     "suspended": "synchronous code is suspended here",

@@ -13,8 +13,23 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ipyportal.concurrency import Call, Portal
+
 PATIENCE = 10.0
 """Seconds after which something that should have happened has not."""
+
+
+class By(Portal):
+    """A portal that submits calls by a function."""
+
+    name = "a function"
+
+    def __init__(self, submit: Callable[[Call[Any]], object]) -> None:
+        self._submit = submit
+
+    def submit(self, call: Call[Any]) -> Call[Any]:
+        self._submit(call)
+        return call
 
 
 class Gate(threading.Event):

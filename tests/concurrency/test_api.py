@@ -379,9 +379,9 @@ def test_a_wait_on_the_loops_own_thread_where_nothing_can_be_suspended_is_told_a
 
     def callback() -> None:
         told = []
-        for wait in wait_for, lambda submit, call: submit(call).result():
+        for wait in wait_for, lambda portal, call: portal.submit(call).result():
             try:
-                wait(portal.submit, create_call(int))
+                wait(portal, create_call(int))
             except RuntimeError as exc:
                 told.append(str(exc))
         answers.set_result(told)
@@ -413,5 +413,5 @@ def test_a_call_that_is_refused_is_not_over() -> None:
     portal.shutdown()
     ran: list[int] = []
     with pytest.raises(RuntimeError, match="was shut down"):
-        wait_for(portal.submit, create_call(int), done_callbacks=[lambda: ran.append(1)])
+        wait_for(portal, create_call(int), done_callbacks=[lambda: ran.append(1)])
     assert ran == []

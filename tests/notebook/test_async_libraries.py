@@ -164,7 +164,7 @@ def test_timeouts_and_task_groups_end_the_wait_of_the_body(shared: Kernel, on: s
             outcomes.append("timed out")
         try:
             with enter(asyncio.TaskGroup, on={on}) as group:
-                submit(lambda: group.create_task(fails()), on=ipyportal.sync.LoopPortal(group._loop)).result()
+                submit(lambda: group.create_task(fails()), on=ipyportal.routes.LoopPortal(group._loop)).result()
                 run(work())
         except* ZeroDivisionError:
             outcomes.append("failed")

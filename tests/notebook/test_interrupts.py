@@ -156,7 +156,23 @@ def test_the_traceback_of_an_interrupted_wait_shows_the_users_line_and_nothing_o
     assert "# inner" in error.traceback
     assert "# outer" in error.traceback
     assert "kernelbase.py" not in error.traceback
-    assert "suspension.py" not in error.traceback
+    assert "suspension" not in error.traceback
+
+
+IN_C = {
+    "run": 'run(time.sleep, 60, on="kernel")',
+    "run with a time-out": 'run(time.sleep, 60, on="kernel", timeout=60)',
+    "an item of map": 'ipyportal.map(time.sleep, [60], on="kernel")',
+    "what map draws from": "ipyportal.map(work, map(time.sleep, [60]))",
+}
+
+
+@pytest.mark.parametrize("cell", IN_C.values(), ids=IN_C.keys())
+def test_a_function_in_c_that_was_given_to_ipyportal_is_interrupted(shared: Kernel, cell: str) -> None:
+    # It has no frame: the innermost one is of ipyportal's own code, which is not interrupted elsewhere.
+    error = interrupt(shared, shared.begin(f"import ipyportal\nprint('begun')\n{cell}"))
+    assert cell in error.traceback
+    assert_nothing_is_left(shared)
 
 
 def test_the_original_sigint_handler_is_back_after_interrupts(fresh: Kernel) -> None:

@@ -20,9 +20,9 @@ from hypothesis import given, settings
 from IPython.core.inputtransformer2 import TransformerManager
 from jupyter_client.session import json_packer
 
-from ipyportal import sync
+from ipyportal import hosts, set_route
 from ipyportal.concurrency import Call, EventLoopThread, WorkerThread, shutdown
-from ipyportal.concurrency.texts import LONGEST, one_line
+from ipyportal.concurrency.labels import LONGEST, one_line
 from ipyportal.notebook.display import CallsTable, CallView
 from ipyportal.notebook.environment import Report, detect
 from ipyportal.notebook.history import History, Launched
@@ -306,7 +306,7 @@ def test_names_are_completed_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) 
     calls = [named(text) for text in ("job", "all", "lone \ud800")]
     for call in calls:
         history.add(call, 3)
-    monkeypatch.setattr(sync, "host", types.SimpleNamespace(history=history))
+    monkeypatch.setattr(hosts, "current", types.SimpleNamespace(history=history))
     event = types.SimpleNamespace(line="%calls cancel ")
     assert completions(None, event) == ["all", "job", '"all"', r"lone \ud800"]
 
@@ -318,11 +318,11 @@ def test_names_are_completed_as_they_are_typed(monkeypatch: pytest.MonkeyPatch) 
 def test_portal_shows_hostile_routes_and_threads(text: str) -> None:
     with WorkerThread(name=f"ipyportal-{text}") as worker, EventLoopThread(name=text) as loop:
         worker.submit(Call.new(int)).result()
-        sync.set_route(loop)
+        set_route(loop)
         try:
             lines = Report(detect(None), 0).lines()
         finally:
-            sync.set_route(None)
+            set_route(None)
     assert all(text.isprintable() for line in lines for text in line)
     assert one_line(f"ipyportal-{text}") in dict(lines)["threads"]
     json_packer({"text/plain": repr(Report(detect(None), 0))})
@@ -334,11 +334,11 @@ def test_portal_shows_a_route_whose_repr_fails() -> None:
         def __repr__(self) -> str:
             raise ZeroDivisionError
 
-    sync.set_route(Odd(lambda: "x"))
+    set_route(Odd(lambda: "x"))
     try:
         lines = dict(Report(detect(None), 0).lines())
     finally:
-        sync.set_route(None)
+        set_route(None)
     assert harmless(lines["calls run"])
     assert lines["calls run"].endswith("Odd: repr failed with ZeroDivisionError>")
 
@@ -394,7 +394,7 @@ class HostileError(Exception):
 class Nameless(Portal):
     name = property(lambda self: 1 / 0)
     def submit(self, call):
-        self._adopt(call)
+        self._claim(call)
         threading.Thread(target=call.run).start()
         return call
     def __repr__(self): raise ZeroDivisionError

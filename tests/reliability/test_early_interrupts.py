@@ -87,7 +87,7 @@ def while_it_cancels_its_items():
     genuine = loop.call_soon
     def call_soon(*args, **options):
         caller = sys._getframe(1)
-        if caller.f_globals["__name__"] == "ipyportal.many" and caller.f_code.co_name == "close":
+        if caller.f_globals["__name__"] == "ipyportal.mapping.pool" and caller.f_code.co_name == "close":
             del loop.call_soon
             press()
         return genuine(*args, **options)
@@ -95,15 +95,15 @@ def while_it_cancels_its_items():
 
 def while_it_is_submitted():
     # The call has been sent to the loop's thread, and nobody waits for it yet.
-    from ipyportal.concurrency import threads
-    ring = threads._Bell.ring
-    def ring_and_press(bell):
-        threads._Bell.ring = ring
-        ring(bell)
+    from ipyportal.concurrency.portals import loops
+    wake = loops.LoopWaker.wake
+    def wake_and_press(waker):
+        loops.LoopWaker.wake = wake
+        wake(waker)
         press()
     # As a function of the engine's own: the signal is noticed in it.
-    ours = {**vars(threads), "press": press}
-    threads._Bell.ring = type(ring)(ring_and_press.__code__, ours, closure=ring_and_press.__closure__)
+    ours = {**vars(loops), "press": press}
+    loops.LoopWaker.wake = type(wake)(wake_and_press.__code__, ours, closure=wake_and_press.__closure__)
 """
 
 MOMENTS = {

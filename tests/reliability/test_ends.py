@@ -17,8 +17,9 @@ from typing import Any
 
 import pytest
 
-from ipyportal.concurrency import Call, cancel_sync_after, from_sync, shutdown, threads
-from ipyportal.concurrency.interruption import interruptible_thread
+from ipyportal.concurrency import Call, cancel_sync_after, from_sync, shutdown
+from ipyportal.concurrency.cancellation.interruption import thread_state
+from ipyportal.concurrency.portals import get_thread_pool
 from tests.concurrency.helpers import PATIENCE, soon, until
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
@@ -270,8 +271,8 @@ if __name__ == "__main__":
 def test_a_call_for_a_lent_thread_that_has_just_been_ended_is_cancelled() -> None:
     # The race: the shutdown comes between the choice of an idle thread and the submitting to it.
     from_sync.call_in_new_thread(int)
-    until(lambda: threads._lender.idle)
-    chosen = threads._lender.idle[-1]
+    until(lambda: get_thread_pool().idle)
+    chosen = get_thread_pool().idle[-1]
     shutdown()
     call = chosen.submit(Call.new(int))
     assert call.cancelled()
@@ -328,7 +329,7 @@ class InterruptedOnce:
 
 
 def test_an_interrupt_at_the_end_of_a_scope_leaves_nothing_of_it() -> None:
-    thread = interruptible_thread()
+    thread = thread_state()
 
     def put_back(lock: Any) -> None:
         thread._lock = lock

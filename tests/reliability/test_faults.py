@@ -20,7 +20,8 @@ from ipyportal.concurrency import (
     get_global_loop,
     get_worker_thread,
 )
-from ipyportal.concurrency.deadlines import clock, report
+from ipyportal.concurrency.cancellation.clock import clock
+from ipyportal.concurrency.reporting import report
 from tests.concurrency.helpers import PATIENCE, Gate, python, soon, until
 
 PORTALS: dict[str, Callable[[Call[Any]], Call[Any]]] = {

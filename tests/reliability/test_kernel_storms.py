@@ -29,9 +29,9 @@ PRELUDE = """
     import collections, concurrent.futures, contextlib, gc, os
     import ipyportal, ipywidgets
     from ipyportal import enter, iterate, patch_asyncio
-    from ipyportal.concurrency import threads
+    from ipyportal.concurrency.portals import pool
 
-    threads._Lender.IDLE = 0.5  # seconds after which idle threads end, which are counted at the end
+    pool.ThreadPool.IDLE = 0.5  # seconds after which idle threads end, which are counted at the end
 
     # Methods of C: an interrupt is seen after they have returned, and so never between what they do and what they say.
     # Loops are functions of their own: in CPython 3.13 a `try` does not cover the jump at the end of a loop.

@@ -15,7 +15,7 @@ import pytest
 
 import ipyportal
 from ipyportal.concurrency import Call, from_sync, get_global_loop, get_worker_thread
-from ipyportal.concurrency.deadlines import clock
+from ipyportal.concurrency.cancellation.clock import clock
 
 
 async def nothing() -> None: ...

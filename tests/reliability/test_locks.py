@@ -16,7 +16,7 @@ from ipyportal.concurrency import (
     cancel_sync_after,
     from_sync,
 )
-from ipyportal.concurrency.interruption import interruptible_thread
+from ipyportal.concurrency.cancellation.interruption import thread_state
 from tests.concurrency.helpers import PATIENCE, Gate, until
 
 
@@ -72,7 +72,7 @@ def test_no_lock_is_held_while_callbacks_of_a_call_run_that_ends_with_its_caller
         with scopes[0]:
             queued.add_done_callback(lambda _: free.append(in_another_thread(probe)))
             begun.set()
-            SyncWaiter(queued).wait(worker.submit)
+            SyncWaiter(queued).wait(worker)
 
     def probe() -> None:
         if record := records[0]:
@@ -84,7 +84,7 @@ def test_no_lock_is_held_while_callbacks_of_a_call_run_that_ends_with_its_caller
     records: list[Any] = []
 
     def start() -> None:
-        records.append(interruptible_thread())
+        records.append(thread_state())
         outer()
 
     call = from_sync.call_soon_in_new_thread(start)

@@ -45,8 +45,8 @@ from ipyportal.concurrency import (
     shield,
     shutdown,
 )
-from ipyportal.concurrency.cancellation import GRACE
-from ipyportal.concurrency.suspension import greenlets_available
+from ipyportal.concurrency.cancellation.scopes import GRACE
+from ipyportal.concurrency.greenlets import greenlets_available
 from tests.concurrency.helpers import PATIENCE, until
 from tests.conftest import open_files
 from tests.reliability import model

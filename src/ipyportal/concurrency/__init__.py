@@ -32,15 +32,15 @@ Everything can be cancelled, from any thread: a call, with all that it sent back
 (`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits in a task or a
 callback of a loop is *suspended* instead of blocking that loop (`can_suspend`, `suspend`).
 
-The engine imports nothing of IPython. Its modules: `calls`, `portals`, `threads`, `tasks`, `waiters`, `cancellation`,
-`interruption`, `deadlines`, `suspension`, `turns`, `workers`, `asyncio_inside`, `executors`, `sending`, `texts`, `api`.
+The engine imports nothing of IPython. Its rooms, of which each imports those before it alone: `cancellation`,
+`suspension`, `calls`, `portals`, `waiters`, and `api` on top.
 """
 
-from ipyportal.concurrency import turns as turns  # it has `suspend` work in all tasks and callbacks
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync
-from ipyportal.concurrency.calls import Call, State, current_call
+from ipyportal.concurrency.calls import Call, Portal, State, current_call
 from ipyportal.concurrency.cancellation import (
     AsyncCancelScope,
+    Cancelled,
     CancelScope,
     SyncCancelScope,
     cancel_async_after,
@@ -49,12 +49,9 @@ from ipyportal.concurrency.cancellation import (
     cancel_sync_at,
     shield,
 )
-from ipyportal.concurrency.executors import ExecutorPortal
-from ipyportal.concurrency.interruption import Cancelled
-from ipyportal.concurrency.portals import Portal
-from ipyportal.concurrency.suspension import can_suspend, suspend
-from ipyportal.concurrency.threads import (
+from ipyportal.concurrency.portals import (
     EventLoopThread,
+    ExecutorPortal,
     WorkerThread,
     get_global_loop,
     get_worker_thread,
@@ -62,6 +59,7 @@ from ipyportal.concurrency.threads import (
     shutdown,
     wait_for_global_loop_exit,
 )
+from ipyportal.concurrency.suspension import can_suspend, suspend
 from ipyportal.concurrency.waiters import AsyncWaiter, SyncWaiter, Waiter
 
 __all__ = [

@@ -7,21 +7,31 @@ and a `timeout` in seconds for the call to be over.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import AbstractContextManager, ExitStack
 from threading import Thread
 from typing import Any, TypeVar, overload
 
-from ipyportal.concurrency.calls import Call, current_call
-from ipyportal.concurrency.deadlines import check_timeout
-from ipyportal.concurrency.interruption import Wait, interruptible_thread
-from ipyportal.concurrency.portals import Portal
-from ipyportal.concurrency.suspension import can_suspend, suspend
-from ipyportal.concurrency.threads import get_global_loop, submit_to_new_thread
-from ipyportal.concurrency.waiters import AsyncWaiter, SyncWaiter, Waiter
+from ipyportal.concurrency.calls import Call, Portal, current_call
+from ipyportal.concurrency.calls.call import around
+from ipyportal.concurrency.cancellation.interruption import thread_state
+from ipyportal.concurrency.cancellation.targets import Wait
+from ipyportal.concurrency.portals.shared import get_global_loop, get_thread_pool
+from ipyportal.concurrency.suspension.suspending import Suspends, suspendable_here
+from ipyportal.concurrency.waiters.awaiting import AsyncWaiter
+from ipyportal.concurrency.waiters.blocking import SyncWaiter
+from ipyportal.concurrency.waiters.waiter import Waiter, waiters_of
 
-__all__ = ["cast_to_call", "create_call", "from_async", "from_sync", "wait_for"]
+__all__ = [
+    "await_for",
+    "cast_to_call",
+    "create_call",
+    "from_async",
+    "from_sync",
+    "wait_blocked",
+    "wait_for",
+    "wait_suspended",
+]
 
 T = TypeVar("T")
 
@@ -71,26 +81,18 @@ def _with_timeout(work: Any, timeout: float | None) -> Call[Any]:
         work.set_timeout(timeout)
         return work
     call: Call[Any] = Call(work)
-    if timeout is not None and (seconds := check_timeout(timeout)) is not None:
-        # As `set_timeout` does it for a call that others may know of.
-        call._timeout, call._deadline = seconds, time.monotonic() + seconds
+    if timeout is not None:
+        call.set_timeout(timeout)
     return call
-
-
-def _to_loop(call: Call[T]) -> Call[T]:
-    return get_global_loop().submit(call)
 
 
 def _waiter_of_current_call(thread: Thread | None) -> Waiter[Any]:
     """The waiter of the innermost call around this code that is waited for, in `thread` if that is given."""
-    call = first = current_call()
-    while call is not None:
-        waiter = call._waiter
-        while waiter is not None and (waiter._closed or thread not in (None, waiter.thread)):
-            waiter = waiter._earlier
-        if waiter is not None:
-            return waiter
-        call = None if call._parent is None else call._parent()
+    first = current_call()
+    for call in around(first):
+        for waiter in waiters_of(call):
+            if not waiter.closed and thread in (None, waiter.thread):
+                return waiter
     if first is None:
         raise RuntimeError(
             "nothing can be sent back from here: this code was not started by a call. Start it with "
@@ -104,47 +106,74 @@ def _waiter_of_current_call(thread: Thread | None) -> Waiter[Any]:
 
 
 def wait_for(
-    submit: Callable[[Call[T]], Any],
+    portal: Portal | None,
     call: Call[T],
     done_callbacks: DoneCallbacks = None,
     contexts: Contexts = None,
 ) -> T:
-    """Submit `call`, and wait for it in synchronous code: suspended where that is possible, else blocked."""
+    """Submit `call` to `portal`, and wait for it in synchronous code: suspended where that is possible, else blocked.
+
+    Without a portal it has been submitted before.
+    """
     __tracebackhide__ = True
-    if can_suspend():
-        waiting = await_for(submit, call, done_callbacks, contexts)
-        waiting.__qualname__ = call.name  # type: ignore[attr-defined]  # what messages call it
-        thread = interruptible_thread()
-        if not thread._stack:  # nothing runs here that could be asked to end
-            return suspend(waiting)
-        # Else an interrupt could find the call submitted, and nobody waiting yet who would cancel it.
-        mark = Wait(call.cancel)
-        thread.enter(mark)
-        try:
-            return suspend(waiting)
-        finally:
-            thread.leave(mark)
-            thread.checkpoint()
+    caller = suspendable_here()
+    if caller is None:
+        return wait_blocked(portal, call, done_callbacks, contexts)
+    return wait_suspended(caller, portal, call, done_callbacks, contexts)
+
+
+def wait_suspended(
+    caller: Suspends,
+    portal: Portal | None,
+    call: Call[T],
+    done_callbacks: DoneCallbacks = None,
+    contexts: Contexts = None,
+) -> T:
+    """`wait_for`, in code that `caller` can suspend."""
+    __tracebackhide__ = True
+    waiting = await_for(portal, call, done_callbacks, contexts)
+    waiting.__qualname__ = call.name  # type: ignore[attr-defined]  # what messages call it
+    thread = thread_state()
+    if not thread.depth:  # nothing runs here that could be asked to end
+        return caller.drive(waiting)  # type: ignore[no-any-return]
+    # Else an interrupt could find the call submitted, and nobody waiting yet who would cancel it.
+    mark = Wait(call.cancel)
+    thread.enter(mark)
+    try:
+        return caller.drive(waiting)  # type: ignore[no-any-return]
+    finally:
+        thread.leave(mark)
+        thread.checkpoint()
+
+
+def wait_blocked(
+    portal: Portal | None,
+    call: Call[T],
+    done_callbacks: DoneCallbacks = None,
+    contexts: Contexts = None,
+) -> T:
+    """`wait_for`, in code that cannot be suspended: its thread is blocked."""
+    __tracebackhide__ = True
     waiter = SyncWaiter(call)
     for callback in done_callbacks or ():
         waiter.add_done_callback(cast_to_call(callback))
     if contexts is None:
-        waiter.wait(submit)
+        waiter.wait(portal)
         return call._take()
     with ExitStack() as stack:
         for context in contexts:
             stack.enter_context(context)
-        waiter.wait(submit)
+        waiter.wait(portal)
         return call._take()
 
 
 async def await_for(
-    submit: Callable[[Call[T]], Any],
+    portal: Portal | None,
     call: Call[T],
     done_callbacks: DoneCallbacks = None,
     contexts: Contexts = None,
 ) -> T:
-    """Submit `call`, and wait for it in asynchronous code."""
+    """`wait_for`, in asynchronous code."""
     __tracebackhide__ = True
     waiter = AsyncWaiter(call)
     for callback in done_callbacks or ():
@@ -153,7 +182,8 @@ async def await_for(
         for context in contexts or ():
             stack.enter_context(context)
         try:
-            submit(call)
+            if portal is not None:
+                portal.submit(call)
         except KeyboardInterrupt:
             call.cancel()  # it may run by now
             await waiter.wait()
@@ -182,7 +212,7 @@ class _Soon:
     def call_soon_in_loop_thread(call: Any, timeout: float | None = None, *, portal: Portal | None = None) -> Call[Any]:
         """Start `call` on the global loop (or another `portal`), and return it at once. From any thread."""
         made = _with_timeout(call, timeout)
-        return _to_loop(made) if portal is None else portal.submit(made)
+        return (get_global_loop() if portal is None else portal).submit(made)
 
     @overload
     @staticmethod
@@ -195,7 +225,7 @@ class _Soon:
     @staticmethod
     def call_soon_in_new_thread(call: Any, timeout: float | None = None) -> Call[Any]:
         """Start `call` in a thread for itself, and return it at once. From any thread."""
-        return submit_to_new_thread(_with_timeout(call, timeout))
+        return get_thread_pool().submit(_with_timeout(call, timeout))
 
     @overload
     @staticmethod
@@ -276,7 +306,7 @@ class from_sync(_Soon):
             RuntimeError: This is the loop's own thread, and its code cannot be suspended.
             BaseException: What the call raised.
         """
-        return wait_for(_to_loop, _with_timeout(call, timeout), done_callbacks, contexts)
+        return wait_for(get_global_loop(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
     @staticmethod
@@ -299,7 +329,7 @@ class from_sync(_Soon):
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
         """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
-        return wait_for(submit_to_new_thread, _with_timeout(call, timeout), done_callbacks, contexts)
+        return wait_for(get_thread_pool(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
     @staticmethod
@@ -312,7 +342,7 @@ class from_sync(_Soon):
     @staticmethod
     def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` on the global loop and return its result. It cannot send anything back."""
-        return _to_loop(_with_timeout(call, timeout)).result()
+        return get_global_loop().submit(_with_timeout(call, timeout)).result()
 
     @overload
     @staticmethod
@@ -323,7 +353,7 @@ class from_sync(_Soon):
     @staticmethod
     def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` in a thread for itself and return its result. It cannot send anything back."""
-        return submit_to_new_thread(_with_timeout(call, timeout)).result()
+        return get_thread_pool().submit(_with_timeout(call, timeout)).result()
 
 
 class from_async(_Soon):
@@ -374,7 +404,7 @@ class from_async(_Soon):
             BaseException: What the call raised.
         """
         __tracebackhide__ = True
-        return await await_for(_to_loop, _with_timeout(call, timeout), done_callbacks, contexts)
+        return await await_for(get_global_loop(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
     @staticmethod
@@ -397,7 +427,7 @@ class from_async(_Soon):
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
         """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
-        return await await_for(submit_to_new_thread, _with_timeout(call, timeout), done_callbacks, contexts)
+        return await await_for(get_thread_pool(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
     @staticmethod
@@ -411,7 +441,7 @@ class from_async(_Soon):
     async def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` on the global loop and return its result. It cannot send anything back."""
         __tracebackhide__ = True
-        return await _to_loop(_with_timeout(call, timeout))
+        return await get_global_loop().submit(_with_timeout(call, timeout))
 
     @overload
     @staticmethod
@@ -424,4 +454,4 @@ class from_async(_Soon):
     @staticmethod
     async def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
         """Run `call` in a thread for itself and return its result. It cannot send anything back."""
-        return await submit_to_new_thread(_with_timeout(call, timeout))
+        return await get_thread_pool().submit(_with_timeout(call, timeout))

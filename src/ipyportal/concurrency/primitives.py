@@ -1,14 +1,13 @@
-"""What several modules of the engine share."""
+"""What several rooms use: a coroutine around another, the start of a thread, a call of a user's function."""
 
 from __future__ import annotations
 
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Generator
-from types import TracebackType
 from typing import Any, TypeVar
 
-__all__ = ["CoroutineWrapper", "add_note", "as_exception", "start_thread", "traceback_of"]
+__all__ = ["CoroutineWrapper", "as_exception", "call_users", "start_thread"]
 
 T = TypeVar("T")
 
@@ -22,8 +21,14 @@ def as_exception(typ: Any, val: Any = None, tb: Any = None) -> BaseException:
     return exc if tb is None else exc.with_traceback(tb)
 
 
-traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
-"""``exc.__traceback__``, also of a class that has an attribute of its own by that name."""
+def call_users(fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """``fn(*args, **kwargs)``, for code that must not be interrupted itself.
+
+    A function that is written in C has no frame: who looks whether the thread may be interrupted sees the frame of its
+    caller, which is this one then.
+    """
+    __tracebackhide__ = True
+    return fn(*args, **kwargs)
 
 
 def start_thread(thread: threading.Thread) -> None:
@@ -36,14 +41,6 @@ def start_thread(thread: threading.Thread) -> None:
     if sys.is_finalizing():
         raise RuntimeError("no thread can be started: the interpreter is ending")
     thread.start()
-
-
-def add_note(exc: BaseException, note: str) -> None:
-    """``exc.add_note(note)``, if that can be: a frozen dataclass takes none."""
-    try:
-        exc.add_note(note)
-    except Exception:  # noqa: BLE001 - whatever its own attributes raise; the exception itself matters more
-        pass
 
 
 class CoroutineWrapper(Coroutine[Any, Any, T]):

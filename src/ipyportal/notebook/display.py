@@ -9,8 +9,8 @@ from html import escape
 from typing import Any
 
 from ipyportal.concurrency.calls import Call, State
-from ipyportal.concurrency.texts import one_line, place_name, short_repr, type_name
-from ipyportal.concurrency.threads import get_global_loop
+from ipyportal.concurrency.labels import one_line, place_name, short_repr, type_name
+from ipyportal.concurrency.portals.shared import get_global_loop
 from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
 

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from ipyportal import patching, sync
-from ipyportal.concurrency.suspension import greenlets_available, why_no_greenlets
-from ipyportal.concurrency.texts import one_line, short_repr
-from ipyportal.concurrency.turns import turns_possible
+from ipyportal import patching
+from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
+from ipyportal.concurrency.labels import one_line, short_repr
+from ipyportal.concurrency.suspension.loops import turns_possible
+from ipyportal.routes import get_route
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -109,7 +110,7 @@ class Report:
             (
                 "calls run",
                 f"by the rule{_HERE if environment.can_suspend else _LOOP}{_in_a_line_that_awaits(environment)}"
-                if sync.get_route() is None
+                if get_route() is None
                 else f"on {_route()}",
             ),
             ("asyncio.run()", _asyncio_run(environment)),
@@ -135,7 +136,7 @@ _LOOP = ", on the EventLoopThread"
 
 
 def _route() -> str:
-    route = sync.get_route()
+    route = get_route()
     return route if isinstance(route, str) else short_repr(route)
 
 

@@ -20,7 +20,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ipyportal.concurrency.suspension.loops import TOOLKITS_CALLERS
+
 __all__ = ["keep_windows_live"]
+
+TOOLKITS_CALLERS.add(__name__)
 
 _INTERVAL = 0.01  # seconds between two looks of the toolkit at its events while a cell waits
 _QUIET = 5  # calls, each in another turn of the kernel's loop, in which nothing was open

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ipyportal.concurrency.calls import Call, State
-from ipyportal.concurrency.texts import place_name
+from ipyportal.concurrency.labels import place_name
 
 __all__ = ["History", "Launched", "as_typed"]
 

@@ -38,28 +38,17 @@ from types import FrameType
 from typing import Any
 
 from ipyportal.concurrency.api import await_for
-from ipyportal.concurrency.deadlines import Timer, clock
-from ipyportal.concurrency.interruption import send_sigint
-from ipyportal.concurrency.suspension import Suspendable, current_suspendable, greenlets_available
-from ipyportal.sync import Host
+from ipyportal.concurrency.cancellation.clock import Timer, clock
+from ipyportal.concurrency.cancellation.delivery import send_sigint
+from ipyportal.concurrency.cancellation.frames import Mark, is_engine, mark_of, module_of
+from ipyportal.concurrency.greenlets import greenlets_available
+from ipyportal.concurrency.primitives import call_users
+from ipyportal.concurrency.suspension.steps import Suspendable, current_suspendable
+from ipyportal.hosts import Host
 
 __all__ = ["Interrupts"]
 
-# Frames of these modules may be between two states that must not be torn apart.
-_DELICATE = (
-    "ipyportal.concurrency.asyncio_inside",
-    "ipyportal.concurrency.suspension",
-    "ipyportal.concurrency.turns",
-    "ipyportal.concurrency.workers",
-    "ipyportal.many",
-    "ipyportal.notebook.",
-    "ipyportal.patching",
-    "ipyportal.steps",
-    "ipyportal.streams",
-    "ipyportal.sync",
-)
-
-# And so may be what calls these: half of the tasks of a map have been cancelled, and the loop's call_soon() runs.
+# What code that must not be torn apart calls: half of the tasks of a map have been cancelled, and call_soon() runs.
 _CALLED = {
     "_collections_abc",
     "_weakrefset",
@@ -158,8 +147,7 @@ class Interrupts:
             return
         dispatcher = _caller_of_libraries(frame)
         if dispatcher is not None and (
-            _module(dispatcher).startswith("ipyportal.notebook.")
-            or (_module(dispatcher), dispatcher.f_code.co_name) == _DISPATCHER
+            _is_ours(dispatcher) or (module_of(dispatcher), dispatcher.f_code.co_name) == _DISPATCHER
         ):
             self._early = True
         else:
@@ -274,10 +262,10 @@ class Interrupts:
         if _waits_for_a_call(frame):
             return False
         delicate = _caller_of_libraries(frame)
-        if delicate is None or _module(delicate).startswith(_DELICATE):
+        if delicate is None or _is_ours(delicate) or mark_of(delicate) in (Mark.ITSELF, Mark.NOT_BY_THE_STOP_BUTTON):
             return False
         while frame is not None:
-            if frame.f_globals is self._user_namespace:
+            if frame.f_globals is self._user_namespace or frame.f_code is call_users.__code__:
                 return True
             frame = frame.f_back
         return False
@@ -383,14 +371,14 @@ class Interrupts:
 
 def _caller_of_libraries(frame: FrameType | None) -> FrameType | None:
     """The innermost frame that is none of a library that delicate code calls."""
-    while frame is not None and _module(frame).partition(".")[0] in _CALLED:
+    while frame is not None and module_of(frame).partition(".")[0] in _CALLED:
         frame = frame.f_back
     return frame
 
 
 def _amid_asyncio(frame: FrameType | None) -> bool:
     """Whether asyncio is in the middle of something that it does for the code which called it."""
-    while frame is not None and (module := _module(frame)) != "threading" and module.partition(".")[0] in _CALLED:
+    while frame is not None and (module := module_of(frame)) != "threading" and module.partition(".")[0] in _CALLED:
         if module in _WHOLE:
             return True
         frame = frame.f_back
@@ -404,14 +392,13 @@ def _is_owed(watch: _Watch) -> bool:
 
 def _waits_for_a_call(frame: FrameType | None) -> bool:
     """Whether the engine is submitting a call, or about to wait for it: nobody would cancel it, or await its end."""
-    while frame is not None and (
-        _module(frame).partition(".")[0] in _CALLED or _module(frame).startswith("ipyportal.concurrency.")
-    ):
+    while frame is not None and (module_of(frame).partition(".")[0] in _CALLED or is_engine(frame)):
         if frame.f_code is await_for.__code__:
             return True
         frame = frame.f_back
     return False
 
 
-def _module(frame: FrameType) -> str:
-    return str(frame.f_globals.get("__name__", ""))
+def _is_ours(frame: FrameType) -> bool:
+    """Whether it is code of the extension."""
+    return module_of(frame).startswith(f"{__package__}.")

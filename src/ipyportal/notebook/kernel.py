@@ -28,16 +28,17 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ipyportal.concurrency import turns
-from ipyportal.concurrency.asyncio_inside import has_handles_ready
-from ipyportal.concurrency.deadlines import report
+from ipyportal.concurrency.greenlets import greenlets_available
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
-from ipyportal.concurrency.suspension import greenlets_available, suspendable
-from ipyportal.concurrency.waiters import ThreadInbox
-from ipyportal.notebook.attribution import attribute_output
+from ipyportal.concurrency.reporting import report
+from ipyportal.concurrency.suspension.loop_internals import has_handles_ready
+from ipyportal.concurrency.suspension.loops import keep, let_go, waits_of
+from ipyportal.concurrency.suspension.steps import suspendable
+from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.notebook.gui import keep_windows_live
 from ipyportal.notebook.interrupts import Interrupts
-from ipyportal.notebook.replacing import replace
+from ipyportal.notebook.output import attribute_output
+from ipyportal.notebook.patches import replace
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -188,7 +189,7 @@ class LiveKernel:
     def _is_open(self) -> bool:
         """Whether code of a cell or a callback may be waiting on the kernel's loop, or is about to be run there."""
         return self._open > 0 or (
-            self._loop is not None and (bool(turns.waits_of(self._loop)) or has_handles_ready(self._loop))
+            self._loop is not None and (bool(waits_of(self._loop)) or has_handles_ready(self._loop))
         )
 
     def attach(self) -> None:
@@ -196,8 +197,8 @@ class LiveKernel:
         self._loop = asyncio.get_running_loop()
         self._portal.attach(self._loop)
         self._let_comms_pass()
-        if turns.keep(self._loop, self._interrupts.catch):
-            self._undo.append(functools.partial(turns.let_go, self._loop))
+        if keep(self._loop, self._interrupts.catch):
+            self._undo.append(functools.partial(let_go, self._loop))
 
     def uninstall(self) -> None:
         """Put everything back as it was."""

@@ -9,28 +9,29 @@ import re
 import sys
 from argparse import Namespace
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.error import UsageError
 from IPython.core.magic import Magics, line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
-from ipyportal import sync
-from ipyportal.concurrency.calls import Call, current_call
-from ipyportal.concurrency.deadlines import Timer, check_timeout, clock
-from ipyportal.concurrency.portals import Portal
-from ipyportal.concurrency.texts import one_line, short_repr
-from ipyportal.concurrency.threads import WorkerThread, get_worker_thread
+from ipyportal import hosts
+from ipyportal.concurrency.calls import Call, Portal, current_call
+from ipyportal.concurrency.cancellation.clock import Timer, check_timeout, clock
+from ipyportal.concurrency.labels import one_line, short_repr
+from ipyportal.concurrency.portals.shared import get_worker_thread
+from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.notebook.cells import Body, cell_number
 from ipyportal.notebook.display import CallsTable, CallView, _seconds
-from ipyportal.notebook.history import History, as_typed
+from ipyportal.notebook.environment import Report
+from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
+from ipyportal.routes import get_route, portal_of, set_route
 from ipyportal.sync import run
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from ipyportal.notebook import Extension
 
 __all__ = ["PortalMagics", "completions"]
 
@@ -49,11 +50,21 @@ def _portal_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return timeout(on(function))  # type: ignore[no-any-return]
 
 
+class Switches(Protocol):
+    """What the magics need of the `Extension`."""
+
+    history: History
+
+    def launched(self, call: Call[Any]) -> Launched: ...
+    def switch(self, name: str, on: bool) -> None: ...
+    def report(self) -> Report: ...
+
+
 @magics_class
 class PortalMagics(Magics):
     """What ``%load_ext ipyportal`` adds."""
 
-    def __init__(self, shell: InteractiveShell, extension: Extension) -> None:
+    def __init__(self, shell: InteractiveShell, extension: Switches) -> None:
         super().__init__(shell)
         self._shell: InteractiveShell = shell
         self._extension = extension
@@ -160,11 +171,11 @@ class PortalMagics(Magics):
         call = Call.new(body.run)
         call.name = name or f"cell {cell_number(self._shell)}"
         call.set_timeout(timeout)
-        submit = sync._submitter(on if on is not None else sync.get_route())
+        portal = portal_of(on if on is not None else get_route())
         view = CallView(call, None)
         view.show()  # first, so that it stands above what the body prints
         try:
-            submit(call)
+            portal.submit(call)
         except BaseException:
             call.cancel()
             view.follow(None)
@@ -267,7 +278,7 @@ class PortalMagics(Magics):
         if options.what == "route":
             if options.value not in ("rule", *_ROUTES):
                 raise UsageError("%portal route needs rule, kernel, loop or thread")
-            sync.set_route(None if options.value == "rule" else options.value)
+            set_route(None if options.value == "rule" else options.value)
             return None
         if options.what in ("await", "patch"):
             if options.value not in ("on", "off"):
@@ -349,7 +360,7 @@ def completions(_: Any, event: Any) -> list[str]:
     if words[:2] in (["%portal", "await"], ["%portal", "patch"]):
         return ["on", "off"]
     if words[:2] == ["%calls", "cancel"]:
-        host = sync.host
+        host = hosts.current
         running = getattr(host, "history", None)
         return ["all", *(as_typed(one.name) for one in running.running())] if running is not None else ["all"]
     return _WORDS.get(words[0], [])

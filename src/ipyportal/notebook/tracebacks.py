@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ipyportal.concurrency.primitives import traceback_of
-from ipyportal.notebook.replacing import replace
+from ipyportal.concurrency.reporting import traceback_of
+from ipyportal.notebook.patches import replace
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell

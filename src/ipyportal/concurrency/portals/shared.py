@@ -1,0 +1,224 @@
+"""What the process has one of: the global loop, worker threads by their names, the pool; their end, and forks."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from typing import Any, TypeVar
+
+from ipyportal.concurrency.calls.execution import Execution, cancel_in_child
+from ipyportal.concurrency.cancellation import interruption
+from ipyportal.concurrency.cancellation.clock import check_timeout, clock
+from ipyportal.concurrency.cancellation.frames import uninterruptible
+from ipyportal.concurrency.portals.life import Phase, ThreadPortal, all_threads
+from ipyportal.concurrency.portals.loops import EventLoopThread
+from ipyportal.concurrency.portals.pool import ThreadPool
+from ipyportal.concurrency.portals.workers import WorkerThread
+from ipyportal.concurrency.private import register_atexit
+
+__all__ = [
+    "get_global_loop",
+    "get_thread_pool",
+    "get_worker_thread",
+    "in_global_loop",
+    "shutdown",
+    "wait_for_global_loop_exit",
+]
+
+T = TypeVar("T")
+
+_globals_lock = threading.RLock()
+
+_global_loop: EventLoopThread | None = None
+
+_workers: dict[str, WorkerThread] = {}
+
+_pool = ThreadPool()
+
+
+@uninterruptible
+def get_global_loop() -> EventLoopThread:
+    """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import Call, get_global_loop
+        >>> get_global_loop().submit(Call.new(asyncio.sleep, 0.01, "slept")).result()
+        'slept'
+    """
+    global _global_loop
+    portal = _global_loop
+    if portal is not None and portal._phase is Phase.RUNNING:
+        return portal
+    with _globals_lock:
+        portal = _global_loop
+        if portal is None or (portal._phase is not Phase.NEW and not portal.running()):
+            portal = _global_loop = EventLoopThread(name="ipyportal-loop")
+        return portal.start()  # which raises a Ctrl-C that came meanwhile
+
+
+def in_global_loop() -> bool:
+    """True in the thread of the global loop.
+
+    Example:
+        >>> from ipyportal.concurrency import from_sync, in_global_loop
+        >>> in_global_loop(), from_sync.call_in_loop_thread(in_global_loop)
+        (False, True)
+    """
+    portal = _global_loop
+    return portal is not None and portal.thread is threading.current_thread()
+
+
+def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
+    """Shut the global loop down, cancelling what runs there, and wait for its end, `timeout` seconds at most.
+
+    The next call that needs one starts another.
+
+    Returns:
+        False if it had not ended by then.
+
+    Raises:
+        RuntimeError: Called in the global loop's thread.
+        TypeError, ValueError: `timeout` is not a number, or is negative.
+
+    Example:
+        >>> import asyncio
+        >>> from ipyportal.concurrency import create_call, from_sync, wait_for_global_loop_exit
+        >>> call = from_sync.call_soon_in_loop_thread(create_call(asyncio.sleep, 60))
+        >>> wait_for_global_loop_exit(timeout=5)
+        True
+        >>> call.cancelled()
+        True
+    """
+    global _global_loop
+    if in_global_loop():
+        raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
+    timeout = check_timeout(timeout)
+    with _globals_lock:
+        portal, _global_loop = _global_loop, None
+    return portal is None or portal.shutdown(cancel=True, timeout=timeout)
+
+
+def get_worker_thread(name: str) -> WorkerThread:
+    """The `WorkerThread` of the process that goes by `name`: the same each time. From any thread.
+
+    For objects that belong to the thread that made them. ``%%thread --name db`` runs in ``get_worker_thread("db")``.
+    It is started by its first call, and made anew if it was shut down.
+
+    Args:
+        name: Any text that is not empty.
+
+    Raises:
+        TypeError, ValueError: `name` is no such text.
+
+    Example:
+        >>> import sqlite3
+        >>> from ipyportal.concurrency import Call, get_worker_thread
+        >>> thread = get_worker_thread("db")
+        >>> db = thread.submit(Call.new(sqlite3.connect, ":memory:")).result()  # refuses any other thread
+        >>> thread.submit(Call.new(lambda: db.execute("select 1 + 1").fetchone())).result()
+        (2,)
+        >>> thread.submit(Call.new(db.close)).result()
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"a worker thread's name is a str, not {type(name).__name__}")
+    if not name:
+        raise ValueError('a worker thread needs a name: get_worker_thread("db")')
+    with _globals_lock:
+        worker = _workers.get(name)
+        if worker is None or worker._phase in (Phase.CLOSING, Phase.CLOSED):
+            worker = _workers[name] = WorkerThread(name=f"ipyportal-{name}")
+        return worker
+
+
+def get_thread_pool() -> ThreadPool:
+    """The portal that runs each call in a thread that it shares with no other meanwhile. From any thread.
+
+    Threads whose call is over are lent again; one that was idle for 10 seconds ends.
+    """
+    return _pool
+
+
+def shutdown(timeout: float | None = 5.0) -> None:
+    """End the engine's shared threads: the global loop, workers, the clock. What they run is cancelled.
+
+    From a thread that is none of them. They start anew when they are needed again; at the interpreter's exit this is
+    done by itself.
+
+    Args:
+        timeout: Seconds to wait for all of them together; None for as long as it takes.
+
+    Raises:
+        RuntimeError: Called in the global loop's thread.
+        TypeError, ValueError: `timeout` is not a number, or is negative.
+
+    Example:
+        >>> import threading
+        >>> from ipyportal.concurrency import from_sync, shutdown
+        >>> thread = from_sync.call_in_loop_thread(threading.current_thread)
+        >>> shutdown()
+        >>> thread.is_alive()
+        False
+    """
+    global _pool, _global_loop
+    if in_global_loop():
+        raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
+    timeout = check_timeout(timeout)
+    with _globals_lock:
+        lender, _pool = _pool, ThreadPool()
+        loop, _global_loop = _global_loop, None
+        portals: list[ThreadPortal] = [*_workers.values()]
+        _workers.clear()
+    if loop is not None:
+        portals.append(loop)
+    _end(portals, lender, timeout)
+
+
+def _end(portals: list[ThreadPortal], lender: ThreadPool, timeout: float | None) -> None:
+    """Cancel what runs there, in all of them before the first is waited for."""
+    for portal in portals:
+        portal.shutdown(cancel=True, timeout=0)
+    threads = [*lender.stop(), *(portal.thread for portal in portals)]
+    until = None if timeout is None else time.monotonic() + timeout
+    for thread in threads:
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            # Ends after what is left of `timeout`, whatever runs there.
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
+    clock.stop()
+
+
+def _at_exit() -> None:
+    """Before the interpreter goes away under them: also threads that were not shut down run their clean-ups."""
+    _end(list(all_threads), _pool, 1.0)
+
+
+def _before_threads_are_joined() -> None:
+    """The interpreter is about to wait for threads that are no daemons: for their calls, and not for more of them."""
+    for portal in list(all_threads):
+        if not portal._daemon and portal._phase is Phase.RUNNING:
+            portal.shutdown(timeout=0)
+
+
+def _after_fork() -> None:
+    # Only the thread that forked lives on here, and locks may be held by threads that do not exist.
+    global _globals_lock, _global_loop, _pool
+    calls: list[Execution[Any]] = [lent.current for lent in _pool.all if lent.current is not None]
+    _globals_lock = threading.RLock()
+    _global_loop = None
+    _pool = ThreadPool()
+    interruption.after_fork()
+    for portal in list(all_threads):
+        calls += portal._calls()
+        portal._close_in_child()
+        portal._reset()
+    cancel_in_child(calls)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+atexit.register(_at_exit)
+if register_atexit is not None:
+    register_atexit(_before_threads_are_joined)

@@ -1,0 +1,151 @@
+"""`Extension`: what is done to a shell and its kernel while the extension is loaded, and undone."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import signal
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from ipyportal import concurrency
+from ipyportal.concurrency.calls import Call, Portal
+from ipyportal.concurrency.waiters.blocking import ThreadInbox
+from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
+from ipyportal.notebook.await_in_magics import AwaitInMagics
+from ipyportal.notebook.cells import cell_number, in_a_cell
+from ipyportal.notebook.display import register_formatters
+from ipyportal.notebook.environment import Environment, Report, detect
+from ipyportal.notebook.history import History, Launched
+from ipyportal.notebook.interrupts import Interrupts
+from ipyportal.notebook.kernel import LiveKernel
+from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics, completions
+from ipyportal.notebook.tracebacks import show_users_frames
+from ipyportal.patching import PatchSwitch
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+__all__ = ["Extension"]
+
+
+class Extension(Host):
+    """The loaded extension of one shell. It is what surrounds `run()` while it is loaded."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self.environment: Environment = detect(shell)
+        self.interrupts = Interrupts(self, shell.user_module.__dict__)
+        self.kernel_portal: Portal | None = None
+        self.history = History()
+        self.timing = AwaitInMagics(shell)
+        self.patch = PatchSwitch()
+        self._live: LiveKernel | None = None
+        self._magics: dict[tuple[str, str], Any] = {}  # with what they hide
+        self._undo: list[Callable[[], object]] = []
+
+    def load(self) -> None:
+        self._undo.append(show_users_frames(self.shell))
+        kernel = self.environment.kernel
+        if kernel is not None:
+            portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
+            self._undo.append(portal.close)
+            self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
+            self._live.install()
+            finish = functools.partial(self.interrupts.finish, 1.0)
+            atexit.register(finish)  # runs before what was registered by ipykernel, which closes its sockets
+            self._undo.append(lambda: atexit.unregister(finish))
+            if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
+                self._live.attach()
+        replace_host(self)
+        magics = PortalMagics(self.shell, self)
+        table = self.shell.magics_manager.magics
+        names = [("line", name) for name in magics.magics["line"]] + [("cell", name) for name in CELL_MAGICS]
+        self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
+        registry = self.shell.magics_manager.registry
+        self._undo.append(lambda: registry.pop(type(magics).__name__))
+        self._undo.append(lambda: _remove(self.shell.configurables, magics))  # IPython adds whatever has magics
+        self.shell.register_magics(magics)
+        for name, method in CELL_MAGICS.items():
+            self.shell.register_magic_function(getattr(magics, method), "cell", name)
+        self.timing.switch(True)
+        self._undo.append(register_formatters(self.shell, self.history))
+        self._undo.append(_add_completions(self.shell))
+
+    def unload(self) -> None:
+        replace_host(Host())
+        if self._live is not None:
+            self._live.uninstall()
+        self.timing.switch(False)
+        self.patch.switch(False)
+        table = self.shell.magics_manager.magics
+        for (kind, name), before in self._magics.items():
+            if before is None:
+                table[kind].pop(name, None)
+            else:
+                table[kind][name] = before
+        while self._undo:
+            self._undo.pop()()
+        concurrency.shutdown()
+
+    def settings(self) -> dict[str, bool]:
+        """What ``%portal`` has set that an unloading takes away."""
+        return {"await": self.timing.on, "patch": self.patch.on}
+
+    def put_back(self, settings: dict[str, bool]) -> None:
+        """Set what was set before a reload, and say so."""
+        kept = [name for name, on in settings.items() if on != self.settings()[name]]
+        for name in kept:
+            self.switch(name, settings[name])
+        if kept:
+            said = ", ".join(f"%portal {name} {'on' if settings[name] else 'off'}" for name in kept)
+            print(f"ipyportal: still {said}")  # noqa: T201 - a magic's answer
+
+    def switch(self, name: str, on: bool) -> None:
+        """Turn ``%portal await`` or ``%portal patch`` on or off. Twice is once."""
+        (self.timing if name == "await" else self.patch).switch(on)
+
+    def launched(self, call: Call[Any]) -> Launched:
+        return self.history.add(call, cell_number(self.shell))
+
+    def report(self) -> Report:
+        """What ``%portal`` shows."""
+        return Report(self.environment, len(self.history.running()))
+
+    def blocking(self) -> AbstractContextManager[object]:
+        # Without greenlets. KeyboardInterrupt that leaves a callback or a task, and no cell, would end the kernel.
+        if (
+            self.environment.kernel is None
+            or asyncio._get_running_loop() is None
+            or threading.current_thread() is not threading.main_thread()
+            or in_a_cell()
+        ):
+            return super().blocking()
+        return KeyboardInterrupts(signal.getsignal(signal.SIGINT), as_cancel=True)
+
+    def interrupted(self) -> BaseException | None:
+        return self.interrupts.take()
+
+    def raise_owed(self) -> None:
+        self.interrupts.raise_owed()
+
+
+def _remove(things: list[Any], thing: object) -> None:
+    if thing in things:
+        things.remove(thing)
+
+
+def _add_completions(shell: InteractiveShell) -> Callable[[], object]:
+    """Complete the magics' options; return what undoes that."""
+    pattern = r"%{1,2}(await|background|thread|calls|portal)"
+    shell.set_hook("complete_command", completions, re_key=pattern)
+
+    def undo() -> None:
+        hooks = shell.strdispatchers["complete_command"].regexs
+        for key in [key for key in hooks if getattr(key, "pattern", key) == pattern]:
+            del hooks[key]
+
+    return undo

@@ -1,0 +1,83 @@
+"""Private names of other packages: each in one file, each in docs/dependencies.md, each still there."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+from pathlib import Path
+
+import ipykernel.iostream
+import ipykernel.ipkernel
+
+from ipyportal.concurrency import private
+
+ROOT = Path(__file__).parents[1]
+SRC = ROOT / "src" / "ipyportal"
+TABLE = (ROOT / "docs" / "dependencies.md").read_text("utf-8").split("## What is private")[1]
+
+# With one underscore, and public all the same: in the `__all__` of asyncio's modules, or in Python's documentation.
+PUBLIC = {"_get_running_loop", "_set_running_loop", "_enter_task", "_leave_task", "_getframe", "_current_frames"}
+
+
+def listed() -> dict[str, str]:
+    """The file of each name."""
+    found = {}
+    for line in TABLE.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if len(cells) == 4 and cells[1].startswith("`_"):
+            found.update(dict.fromkeys(re.findall(r"`(\w+)`", cells[1]), cells[2].strip("`")))
+    return found
+
+
+def used() -> dict[str, set[str]]:
+    """In which files each private name is used that none of ours defines: as an attribute, or as text."""
+    trees = {path.relative_to(SRC).as_posix(): ast.parse(path.read_text("utf-8")) for path in SRC.rglob("*.py")}
+    ours = set()
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                ours.add(node.name)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                ours.add(node.id)
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+                ours.add(node.attr)
+    found: dict[str, set[str]] = {}
+    for file, tree in trees.items():
+        for node in ast.walk(tree):
+            name = (
+                node.attr if isinstance(node, ast.Attribute) else node.value if isinstance(node, ast.Constant) else ""
+            )
+            if isinstance(name, str) and re.fullmatch(r"_[a-z]\w*", name) and name not in ours:
+                found.setdefault(name, set()).add(file)
+    return found
+
+
+def test_each_private_name_is_listed_and_stands_in_one_file() -> None:
+    modules = {"_collections_abc", "_weakrefset"}
+    written = {"_written"}  # by us, in an object of ipykernel's
+    table = {name: {file} for name, file in listed().items()}
+    unlisted = {name: files for name, files in used().items() if name not in PUBLIC | modules | written}
+    assert {name: files for name, files in unlisted.items() if table.get(name) != files} == {}
+    for name, file in listed().items():
+        assert re.search(rf"\b{name}\b", (SRC / file).read_text("utf-8")), f"{file} does not use {name}"
+
+
+def test_what_is_called_public_is() -> None:
+    assert PUBLIC - {"_getframe", "_current_frames"} <= {*asyncio.events.__all__, *asyncio.tasks.__all__}
+
+
+def test_what_the_engine_uses_of_asyncio_is_there() -> None:
+    # When this fails, `ipyportal.concurrency.private` has to be looked at: asyncio has changed.
+    assert private.missing() == ()
+
+
+def test_what_the_extension_uses_of_ipykernel_is_there() -> None:
+    # When this fails, `ipyportal.notebook.kernel` has to be looked at: ipykernel has changed.
+    kernel = ipykernel.ipkernel.IPythonKernel
+    names = ["_publish_status", "_cancel_on_sigint", "pre_handler_hook", "dispatch_shell"]
+    if int(ipykernel.__version__.partition(".")[0]) >= 7:
+        names += ["shell_main", "_shell_context", "_shell_parent", "_shell_parent_ident"]
+    source = Path(ipykernel.kernelbase.__file__).read_text("utf-8")
+    assert [name for name in names if not hasattr(kernel, name) and f"self.{name} = " not in source] == []
+    assert "parent_header" in Path(ipykernel.iostream.__file__).read_text("utf-8")
