@@ -102,15 +102,15 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
     caller = suspendable_here()
     try:
         if (
-            caller is not None
-            and type(work) is types.CoroutineType
+            type(work) is types.CoroutineType
             and timeout is None
             and on is None
             and get_route() is None
             and not args
             and not kwargs
         ):
-            return caller.drive(work)  # what the lines below come to, for the commonest case
+            # What the lines below come to, for the commonest case.
+            return _run_there(None, work, (), {}, None, None) if caller is None else caller.drive(work)
         timeout = check_timeout(timeout)
         check_route(on)
         _check_work(work, args, kwargs, on)
