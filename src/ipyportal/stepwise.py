@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from ipyportal.concurrency.calls import Call, Portal, State
+from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.cancellation.clock import clock
 from ipyportal.concurrency.cancellation.delivery import send_sigint
 from ipyportal.concurrency.cancellation.frames import Mark
@@ -168,8 +168,8 @@ class Steps:
             report(exc, f"closing {self.name} failed")
 
     def _report(self, closing: Call[Any]) -> None:
-        if closing.state is State.FAILED:
-            report(closing._value, f"closing {self.name} failed")
+        if (exc := closing._failure()) is not None:
+            report(exc, f"closing {self.name} failed")
 
 
 def _where() -> tuple[int, int]:

@@ -170,7 +170,7 @@ def _note_foreign_loop(exc: BaseException | None) -> None:
 
 def _note_failure(call: Call[Any]) -> None:
     if call.state is State.FAILED:
-        _note_foreign_loop(call.exception())
+        _note_foreign_loop(call._value)  # it is not taken by that
 
 
 def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Route | None) -> None:

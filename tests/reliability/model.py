@@ -53,7 +53,7 @@ class Watched(abc.ABC):
 
     def __str__(self) -> str:
         text = f"{self.call!r} begun {self.begun} cleaned up {self.cleaned_up} told {self.told}"
-        if self.call.state is State.FAILED:
+        if self.call.state in (State.FAILED, State.TIMEDOUT):
             text += f" {self.call.exception()!r}"
         return text
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import sys
 import threading
 from types import CodeType
@@ -62,6 +63,12 @@ Without it, a thread that is no daemon keeps the interpreter until it is shut do
 """
 
 
+def _uses(function: Any, name: str) -> bool:
+    """Whether a function that is written in Python says `name`. Others may have put theirs in asyncio's places."""
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
+    return code is not None and name in code.co_names
+
+
 @functools.cache
 def missing() -> tuple[str, ...]:
     """Which of them this Python does not have. Without one, code is suspended step by step alone, in cells."""
@@ -70,14 +77,14 @@ def missing() -> tuple[str, ...]:
     turn = getattr(loop, RUN_ONCE, None)
     used = {
         f"BaseEventLoop.{RUN_ONCE}": turn is not None and RUN_ONCE in RUN_FOREVER.co_names,
-        f"BaseEventLoop.{READY}": turn is not None and READY in turn.__code__.co_names,
+        f"BaseEventLoop.{READY}": _uses(turn, READY),
         f"BaseEventLoop.{STOPPING}": STOPPING in RUN_FOREVER.co_names,
         f"Future.{BLOCKING}": hasattr(asyncio.Future, BLOCKING),
-        f"Task.{MUST_CANCEL}": hasattr(asyncio.Task, MUST_CANCEL),
+        f"Task.{MUST_CANCEL}": hasattr(asyncio.Task, MUST_CANCEL) or _uses(asyncio.Task.cancel, MUST_CANCEL),
         f"Handle.{CALLBACK}": hasattr(asyncio.Handle, CALLBACK),
-        "Handle._run": HANDLE_RUN is not None and CALLBACK in HANDLE_RUN.__code__.co_names,
-        f"Runner.{RUNNERS_LOOP}": RUNNERS_LOOP in asyncio.Runner.run.__code__.co_names,
+        "Handle._run": _uses(HANDLE_RUN, CALLBACK),
+        f"Runner.{RUNNERS_LOOP}": _uses(asyncio.Runner.run, RUNNERS_LOOP),
         f"SelectorEventLoop.{SIGNAL_HANDLERS}": sys.platform == "win32"
-        or SIGNAL_HANDLERS in selecting.add_signal_handler.__code__.co_names,
+        or _uses(selecting.add_signal_handler, SIGNAL_HANDLERS),
     }
     return tuple(name for name, there in used.items() if not there)

@@ -877,6 +877,7 @@ def test_concurrent_futures_wait_and_as_completed_take_calls(worker: WorkerThrea
     assert (done, not_done) == (futures, set())
     assert set(concurrent.futures.as_completed(futures, PATIENCE)) == futures
     assert cancelled.future.cancelled()
+    assert type(failed.future.exception()) is ZeroDivisionError
 
 
 @pytest.mark.parametrize("ended", ["finished", "failed", "cancelled"])
@@ -893,6 +894,7 @@ def test_a_callback_of_the_future_that_raises_leaves_nobody_waiting(ended: str, 
     # The state of the standard library's futures that were cancelled, and which nobody has been told of, keeps a wait.
     assert concurrent.futures.wait([call.future], PATIENCE).not_done == set()
     assert [type(one.exc_value) for one in reported] == [SystemExit]
+    assert (ended == "failed") == (call.state is State.FAILED and call.exception() is not None)
 
 
 def test_asyncio_wrap_future_takes_a_call(loop_thread: EventLoopThread) -> None:

@@ -121,7 +121,9 @@ def test_a_result_lives_no_longer_than_its_call(run: Callable[..., Any], fn: Cal
 
 
 @functions
-def test_a_call_that_nobody_holds_is_gone_when_it_is_over(run: Callable[..., Any], fn: Callable[..., Any]) -> None:
+def test_a_call_that_nobody_holds_is_gone_when_it_is_over(
+    run: Callable[..., Any], fn: Callable[..., Any], reported: list[Any]
+) -> None:
     call: Any = Call.new(fn)
     gone = refer(call)
     run(call)

@@ -622,6 +622,7 @@ def test_who_tells_of_time_outs_does_not_start_the_clock_anew(stops: str) -> Non
             until(call.done)
         shutdown()
         gate.set()
+        assert call.timedout()
         for name in "ipyportal-callbacks", "ipyportal-clock":
             until(lambda name=name: name not in [thread.name for thread in threading.enumerate()])
 

@@ -169,12 +169,16 @@ def test_a_waiter_in_a_loop_with_eager_tasks_ends() -> None:
 
 
 @both
-def test_an_exception_of_what_nobody_awaits_disturbs_nobody(wait: Callable[..., Any]) -> None:
+def test_an_exception_of_what_nobody_awaits_disturbs_nobody_and_is_reported(
+    wait: Callable[..., Any], reported: list[Any]
+) -> None:
     def work() -> int:
         send_back(lambda: 1 / 0)
         return 5
 
     assert wait(Call.new(work), to_thread).result() == 5
+    until(lambda: reported)
+    assert [type(one.exc_value) for one in reported] == [ZeroDivisionError]
 
 
 @both
@@ -348,6 +352,7 @@ def test_done_callbacks_run_on_the_waiting_thread_however_the_call_ended(
     with soon():
         wait(call, submit)
     assert ran == [(1, MAIN, state), (2, MAIN, state)]
+    assert (state in ("failed", "timed out")) == (not call.cancelled() and call.exception() is not None)
 
 
 @both

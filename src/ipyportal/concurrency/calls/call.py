@@ -204,6 +204,7 @@ class Call(Execution[T]):
             return None
         if self._state is _CANCELLED:
             self._take()
+        self._see()
         return cast(BaseException, self._value)
 
     def _check_wait(self, portal: Portal | None = None) -> None:

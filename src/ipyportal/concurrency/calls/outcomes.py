@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ipyportal.concurrency.reporting import report
+from ipyportal.concurrency.reporting import Unseen, report
 
 if TYPE_CHECKING:
     from typing import Self
@@ -29,8 +29,8 @@ class State(enum.Enum):
         >>> call.state
         <State.PENDING: 'pending'>
         >>> call.run()
-        >>> call.state is State.FAILED
-        True
+        >>> call.state is State.FAILED, type(call.exception())
+        (True, <class 'ValueError'>)
     """
 
     PENDING = "pending"
@@ -57,6 +57,7 @@ class Outcome(Generic[T]):
         "_over",
         "_state",
         "_traceback",
+        "_unseen",
         "_value",
     )
 
@@ -66,6 +67,8 @@ class Outcome(Generic[T]):
     """Whether the state is final."""
     _value: Any
     _traceback: TracebackType | None
+    _unseen: Unseen | None
+    """What it raised, if nobody has taken that."""
     _callbacks: list[Callable[[Any], object]] | None
     _future: CallFuture[T] | None
     _lock: threading.RLock
@@ -92,7 +95,10 @@ class Outcome(Generic[T]):
 
     def timedout(self) -> bool:
         """True if the call's own deadline ended it."""
-        return self._state is _TIMEDOUT
+        if self._state is not _TIMEDOUT:
+            return False
+        self._see()  # who asks knows it now
+        return True
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> None:
         """Call ``fn(call)`` when the call is over, in the thread that ends it; now, if it is over.
@@ -143,11 +149,25 @@ class Outcome(Generic[T]):
         __tracebackhide__ = True
         if self._state is _FINISHED:
             return cast(T, self._value)
+        self._see()
         try:
             # Each time from the traceback it came with: taken twice, it does not grow.
             raise BaseException.with_traceback(self._value, self._traceback)
         finally:
             self = None  # type: ignore[assignment]  # the traceback refers to this frame
+
+    def _see(self) -> None:
+        """Somebody takes what it raised: it need not be reported."""
+        if (unseen := self._unseen) is not None:
+            self._unseen = None
+            unseen.take()
+
+    def _failure(self) -> BaseException | None:
+        """What it raised, if it failed; for the engine, which takes it."""
+        if self._state is not State.FAILED:
+            return None
+        self._see()
+        return cast(BaseException, self._value)
 
     def _tell(self, callbacks: list[Callable[[Any], object]]) -> None:
         """Call all of them, also if one is ended by Ctrl-C: those that follow tell who waits."""
@@ -169,6 +189,7 @@ class CallFuture(concurrent.futures.Future[T]):
     def __init__(self, call: Outcome[T]) -> None:
         super().__init__()
         self._call: Outcome[T] | None = call
+        self._unseen: Unseen | None = None
 
     def cancel(self) -> bool:
         call = self._call
@@ -179,6 +200,23 @@ class CallFuture(concurrent.futures.Future[T]):
     def running(self) -> bool:
         call = self._call
         return call is not None and call.running()
+
+    def result(self, timeout: float | None = None) -> T:
+        try:
+            return super().result(timeout)
+        finally:
+            self._see()
+            self = None  # type: ignore[assignment]  # the traceback refers to this frame
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        try:
+            return super().exception(timeout)
+        finally:
+            self._see()
+
+    def _see(self) -> None:
+        if self._unseen is not None and self.done():
+            self._unseen.take()
 
     def _settle(self, call: Outcome[T]) -> None:
         try:
@@ -197,4 +235,5 @@ class CallFuture(concurrent.futures.Future[T]):
             finally:  # also after a callback that raised SystemExit
                 self.set_running_or_notify_cancel()  # tells concurrent.futures.wait
         else:
+            self._unseen = call._unseen
             self.set_exception(call._value)

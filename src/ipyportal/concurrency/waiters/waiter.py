@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar, cast
 
-from ipyportal.concurrency.calls import Call, Portal, State
+from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.reporting import report
 
 __all__ = ["Waiter", "waiter_of", "waiters_of"]
@@ -140,8 +140,8 @@ class Waiter(Portal, Generic[T]):
             return self._closed
 
     def _report(self, callback: Call[Any]) -> None:
-        if callback.state is State.FAILED:
-            report(callback._value, f"a done callback of {self._call!r} failed")
+        if (exc := callback._failure()) is not None:
+            report(exc, f"a done callback of {self._call!r} failed")
 
 
 def waiter_of(call: Call[Any]) -> Waiter[Any] | None:
