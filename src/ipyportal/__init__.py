@@ -81,6 +81,10 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted([*__all__, "map"])
+
+
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """What ``%load_ext ipyportal`` calls."""
     from ipyportal.notebook import load

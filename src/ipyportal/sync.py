@@ -1,6 +1,6 @@
 """`run` and `submit`: asynchronous code from synchronous code, wherever that is.
 
-The rule of where a call runs and how its caller waits is the table in `run`'s docstring.
+The rule of where a call runs and how its caller waits is in `run`'s docstring; its table is in docs/which-loop.md.
 """
 
 from __future__ import annotations
@@ -57,18 +57,23 @@ def run(
     work: Callable[..., T], /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
 ) -> T: ...
 def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any) -> Any:
-    """``await work``, in synchronous code. From any thread.
+    """``await work``, in synchronous code: a function, a property, ``df.apply``, a widget's callback. From any thread.
 
-    ================================================== ============================ =================================
-    where `run()` is called                            where the call runs          how the caller waits
-    ================================================== ============================ =================================
-    anywhere, with a Task or Future                    the loop it belongs to       as below for this caller
-    in a thread whose loop runs: a cell, a widget      this thread's own loop       suspended; the loop goes on
-    callback, any task, callback or timer
-    in any other thread                                the global EventLoopThread   blocked, running what is sent back
-    in a thread whose loop runs, without greenlets, or the global EventLoopThread   blocked, and that loop with it: one
-    in a task of uvloop that ipyportal did not make                                 warning says so
-    ================================================== ============================ =================================
+    Example:
+        >>> import asyncio
+        >>> from ipyportal import run
+        >>> async def double(n):
+        ...     await asyncio.sleep(0.01)
+        ...     return 2 * n
+        >>> run(double(21))
+        42
+        >>> run(double, 21, timeout=5, on="thread")
+        42
+
+    In a thread whose event loop runs (a cell, a callback, any task) the call runs on that loop, and the caller is
+    suspended: the loop goes on. In any other thread it runs on the global `EventLoopThread`, and the caller blocks,
+    and runs what is sent back. So it is, with one warning, where a loop runs whose code cannot be suspended: uvloop's,
+    or without the package greenlet. A Task or Future is awaited on the loop to which it belongs.
 
     Args:
         work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs,
@@ -86,17 +91,6 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         RuntimeError: The wait could never end.
         ImportError: `on` is ``"nested"``, and nest-asyncio is not installed.
         BaseException: What `work` raised.
-
-    Example:
-        >>> import asyncio
-        >>> from ipyportal import run
-        >>> async def double(n):
-        ...     await asyncio.sleep(0.01)
-        ...     return 2 * n
-        >>> run(double(21))
-        42
-        >>> run(double, 21, timeout=5, on="thread")
-        42
     """
     __tracebackhide__ = True
     caller = suspendable_here()
@@ -111,9 +105,7 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         ):
             # What the lines below come to, for the commonest case.
             return _run_there(None, work, (), {}, None, None) if caller is None else caller.drive(work)
-        timeout = check_timeout(timeout)
-        check_route(on)
-        _check_work(work, args, kwargs, on)
+        timeout = _checked(work, args, kwargs, timeout, on)
         on = chosen_route(on)
         if on == "nested":
             return _run_nested(work, args, kwargs, timeout)
@@ -173,6 +165,21 @@ def _note_failure(call: Call[Any]) -> None:
         _note_foreign_loop(call._value)  # it is not taken by that
 
 
+def _checked(
+    work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, on: Route | None
+) -> float | None:
+    """The time-out in seconds, if all that was given can be used."""
+    try:
+        check_route(on)
+        _check_work(work, args, kwargs, on)
+        return check_timeout(timeout)
+    except BaseException:
+        for one in work if type(work) in (list, tuple, set) else (work,):
+            if isinstance(one, types.CoroutineType):
+                _close_unbegun(one)  # it will not be awaited, which is said here and need not be warned of
+        raise
+
+
 def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Route | None) -> None:
     if isinstance(work, Call) or inspect.isawaitable(work):
         if args or kwargs:
@@ -182,6 +189,11 @@ def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Ro
         raise TypeError(
             "an async generator cannot be awaited: collect it in an async function, "
             "run(collect) with `async def collect(): return [x async for x in gen]`"
+        )
+    if isinstance(work, (list, tuple, set, types.GeneratorType)):
+        raise TypeError(
+            f"run() and submit() take one awaitable or function, not a {type(work).__name__} of them: for many, "
+            "ipyportal.map(fetch, urls); or `await asyncio.gather(...)` in an async function, and run that"
         )
     if not callable(work):
         raise TypeError(
@@ -419,9 +431,7 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
         >>> [call.result(timeout=5) for call in calls]
         [0, 1, 2]
     """
-    timeout = check_timeout(timeout)
-    check_route(on)
-    _check_work(work, args, kwargs, on)
+    timeout = _checked(work, args, kwargs, timeout, on)
     on = chosen_route(on)
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")

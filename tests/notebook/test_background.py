@@ -401,3 +401,114 @@ def test_the_kernel_keeps_no_thread_and_no_task_for_calls_that_are_over(shared: 
         if after[0] <= before[0] and after[1] <= before[1]:
             return
     pytest.fail(f"{before} threads and tasks became {after}")
+
+
+# --- what has come of it ---------------------------------------------------------------------------------------------
+
+TABLE = "class Table:\n    shape = (3, 2)\n    def _repr_html_(self): return '<table>3 by 2</table>'"
+
+
+def test_its_last_value_is_shown_below_its_card_in_its_own_cell(shared: Kernel) -> None:
+    shared.value(TABLE)
+    pending = shared.execute_async("%%background job\nprint('before')\nawait gate('value')\nTable()")
+    pending.reply()
+    other = shared.execute_async("open_gate('value')\njob.result() and None")
+    other.reply()
+    shared.wait_for(lambda: "<table>3 by 2</table>" in html(pending), 10)
+    assert "<table>3 by 2</table>" not in html(other)
+    wait_for_update(shared, card(pending), "finished .* · Table 3 \N{MULTIPLICATION SIGN} 2$")
+    types = [m["msg_type"] for m in pending.messages if m["msg_type"] in ("display_data", "stream")]
+    assert types.index("stream") > 0
+    assert types[-1] == "display_data"
+
+
+def html(pending: Pending) -> list[str]:
+    return [
+        m["content"]["data"].get("text/html", "") for m in list(pending.messages) if m["msg_type"] == "display_data"
+    ]
+
+
+@pytest.mark.parametrize("body", ["5;", "x = 5", "None"])
+def test_what_a_cell_would_not_show_is_not_shown(shared: Kernel, body: str) -> None:
+    pending = shared.execute_async(f"%%background job\n{body}")
+    pending.reply()
+    wait_for_update(shared, card(pending), "finished")
+    shared.value("await asyncio.sleep(0.1)")
+    assert [text for text in html(pending) if "<div" not in text and text] == []
+
+
+def test_a_value_whose_formatter_fails_is_that_of_the_call_all_the_same(shared: Kernel) -> None:
+    shared.value("class Odd:\n    def _repr_html_(self): raise KeyError('no')\n    def __repr__(self): return 'odd'")
+    pending = shared.execute_async("%%background job\nOdd()")
+    pending.reply()
+    wait_for_update(shared, card(pending), "finished .* Odd: odd")
+    assert shared.value("repr(job.result())") == "odd"
+
+
+@pytest.mark.parametrize("option", ["", "--on thread"])
+def test_its_failure_is_shown_at_once_in_its_own_cell_with_the_cells_line(shared: Kernel, option: str) -> None:
+    pending = shared.execute_async(f"%%background job {option}\nawait gate('fails')\n1 / 0  # here")
+    pending.reply()
+    other = shared.execute_async("open_gate('fails')\nawait asyncio.sleep(0.3)")
+    other.reply()
+    shared.wait_for(lambda: "ZeroDivisionError: division by zero" in plain(pending.stderr_so_far()), 10)
+    assert re.search(r"-> 3 .*1 / 0.*# here", plain(pending.stderr_so_far()))
+    assert "ipyportal/" not in pending.stderr_so_far()
+    assert other.stderr_so_far() == ""
+    shared.value("del job\ngc.collect()\nNone")
+    assert plain(pending.stderr_so_far()).count("ZeroDivisionError: ") == 1  # it is not reported once more
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+def test_a_failure_that_nobody_takes_is_reported_in_the_cell_that_launched_it(shared: Kernel) -> None:
+    shared.value("async def lost():\n    await gate('lost')\n    raise ValueError('lost')")
+    pending = shared.execute_async("call = submit(lost())")
+    pending.reply()
+    shared.value("open_gate('lost')\nawait asyncio.sleep(0.1)")
+    assert pending.stderr_so_far() == ""
+    other = shared.execute_async("del call")
+    other.reply()
+    shared.wait_for(lambda: "ValueError: lost" in pending.stderr_so_far(), 10)
+    assert "nobody has taken what lost has raised" in pending.stderr_so_far()
+    assert "ipyportal/" not in pending.stderr_so_far()
+    assert other.stderr_so_far() == ""
+
+
+def test_a_call_as_the_last_line_of_a_cell_is_a_card_that_follows_it(shared: Kernel) -> None:
+    shared.value("async def work():\n    await gate('live')\n    return 5")
+    pending = shared.execute_async("call = submit(work())\ncall")
+    pending.reply()
+    shown = card(pending)
+    wait_for_update(shared, shown, "work: running · on ipyportal-loop")
+    shared.value("open_gate('live')")
+    wait_for_update(shared, shown, "work: finished .* int: 5")
+    assert shared.value("_ is not None and call.result()") == 5
+
+
+def test_a_body_that_blocks_the_loop_thread_says_so_and_what_to_type(shared: Kernel) -> None:
+    shared.value("begun, go_on = threading.Event(), threading.Event()")
+    blocks = shared.execute_async("%%background blocker\nbegun.set()\ngo_on.wait(20)\nawait asyncio.sleep(0.5)")
+    blocks.reply()
+    shared.value("begun.wait(10)")
+    waits = shared.execute_async("%%background job\n5")
+    waits.reply()
+    wait_for_update(shared, card(blocks), "running .* it blocks the EventLoopThread, .* belongs to --on thread")
+    wait_for_update(shared, card(waits), "pending .* it waits: blocker blocks the EventLoopThread")
+    assert "running, it blocks the EventLoopThread" in str(shared.execute("%calls").result)
+    shared.value("go_on.set()")
+    wait_for_update(shared, card(waits), r"job: finished .* int: 5$")
+    wait_for_update(shared, card(blocks), "finished")
+    assert "blocks" not in updates(shared, card(blocks))[-1]
+    assert "blocks" not in str(shared.execute("%calls").result)
+
+
+def test_what_awaits_for_long_is_not_said_to_block(shared: Kernel) -> None:
+    pending = shared.execute_async("%%background job\nawait gate('long')")
+    pending.reply()
+    wait_for_update(shared, card(pending), r"running .* 2\.\d s")
+    shared.value("open_gate('long')")
+    wait_for_update(shared, card(pending), "finished")
+    assert not any("block" in text or "waits" in text for text in updates(shared, card(pending)))

@@ -51,16 +51,26 @@ def executed(notebook: NotebookNode) -> list[list[NotebookNode]]:
             assert reply.error is None, f"this cell failed:\n{cell.source}\n\n{reply.error.traceback}"
         # What was printed before the last cell ended may be on its way; the answer to one more request comes behind it.
         kernel.request("kernel_info_request", {}).reply(CELL_TIMEOUT)
-    return [outputs(one.messages) for one in pending]
+    latest: dict[str, Message] = {}
+    for message in sorted((m for one in pending for m in one.messages), key=lambda message: message["header"]["date"]):
+        if message["msg_type"] in ("display_data", "update_display_data") and (shown := display_id(message)):
+            latest[shown] = message
+    return [outputs(one.messages, latest) for one in pending]
 
 
-def outputs(messages: list[Message]) -> list[NotebookNode]:
+def display_id(message: Message) -> str:
+    return str(message["content"].get("transient", {}).get("display_id", ""))
+
+
+def outputs(messages: list[Message], latest: dict[str, Message]) -> list[NotebookNode]:
     """The outputs of a cell as a notebook file holds them; successive pieces of one stream are one."""
     found: list[NotebookNode] = []
     for message in messages:
         if message["msg_type"] not in OUTPUTS:
             continue
         output = output_from_msg(message)
+        if (update := latest.get(display_id(message))) is not None:
+            output.data = update["content"]["data"]
         if found and output.output_type == "stream" == found[-1].output_type and output.name == found[-1].name:
             found[-1].text += output.text
         else:

@@ -54,6 +54,7 @@ class CoroutineWrapper(Coroutine[Any, Any, T]):
     _inner: Any
 
     def __await__(self) -> Generator[Any, None, T]:
+        __tracebackhide__ = True
         yielded: Any
         advance, argument = self.send, None
         while True:

@@ -31,6 +31,7 @@ def _collect(results: Results[T]) -> list[T]:
         values[outcome.number] = outcome.value
 
     def fill() -> None:
+        __tracebackhide__ = True
         while results._ready():
             if results._pool.outcomes[0].item is None:
                 place(results._pool.outcomes[0])  # before it is taken: it is in one of the two, whatever comes
@@ -59,6 +60,8 @@ def _attach(exc: BaseException, finished: dict[int, Any]) -> None:
     try:
         exc.finished = finished  # type: ignore[attr-defined]
     except Exception:  # noqa: BLE001 - one with slots, a frozen dataclass
+        return
+    if not finished:
         return
     add_note(
         exc,

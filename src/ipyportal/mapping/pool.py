@@ -51,9 +51,11 @@ class _InContext(CoroutineWrapper[T]):
         self._context = context
 
     def send(self, value: Any) -> Any:
+        __tracebackhide__ = True
         return self._context.run(self._inner.send, value)
 
     def throw(self, typ: Any, val: Any = None, tb: Any = None) -> Any:
+        __tracebackhide__ = True
         return self._context.run(self._inner.throw, as_exception(typ, val, tb))
 
     def close(self) -> None:
@@ -157,6 +159,7 @@ class ItemPool:
             self._fail(None, (), error)  # its thread was shut down, say: nobody else would tell the caller
 
     async def _run_on_loop(self) -> None:
+        __tracebackhide__ = True
         task = asyncio.current_task()
         assert task is not None
         while not self.closed:
@@ -189,6 +192,7 @@ class ItemPool:
             pass  # the others find the items by themselves, or are started
 
     def _run_in_thread(self) -> None:
+        __tracebackhide__ = True
         inbox: queue.SimpleQueue[None] = queue.SimpleQueue()
         runner = current_call()
         assert runner is not None
@@ -219,6 +223,7 @@ class ItemPool:
             pass  # as it should be: `exchange` took it out
 
     def _call(self, item: tuple[Any, ...]) -> Any:
+        __tracebackhide__ = True
         value: Any = call_users(self._fn, *item)
         # A function that returns an awaitable: that is for the loop, whose clients and locks it may use.
         return run(value, on=LoopPortal(self._loop)) if inspect.isawaitable(value) else value

@@ -194,6 +194,11 @@ def _zip(iterables: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
                 f"map() draws from synchronous iterables, and {name_of(iterable)} is asynchronous: "
                 "map(fn, iterate(...))"
             )
+        if not hasattr(type(iterable), "__iter__") and not hasattr(type(iterable), "__getitem__"):
+            raise TypeError(
+                f"map() draws items from iterables, as a list is one, and {short_repr(iterable)} is none: "
+                "map(fetch, urls); for the same argument each time, map(fn, items, itertools.repeat(x))"
+            )
     return zip(*iterables, strict=False)
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from html import escape
+from types import TracebackType
 from typing import Any
 
 from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.calls.tasks import call_of
+from ipyportal.concurrency.cancellation.clock import Timer, clock
 from ipyportal.concurrency.labels import one_line, place_name, short_repr, type_name
-from ipyportal.concurrency.portals.shared import get_global_loop
+from ipyportal.concurrency.portals.loops import EventLoopThread
+from ipyportal.concurrency.reporting import traceback_of
 from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
 
-__all__ = ["CallView", "CallsTable"]
+__all__ = ["CallView", "CallsTable", "show_value"]
 
 INTERVAL = 1.0
 """Seconds between two looks at a call whose card is shown, in its first minute; see `_pause`."""
+
+_SOON = 0.1  # seconds until the first look, by which it has begun
 
 _COLOURS = {
     State.PENDING: "var(--jp-ui-font-color2, #666)",
@@ -37,6 +46,9 @@ _SIGNS = {
 }
 
 
+_TIMES = " \N{MULTIPLICATION SIGN} "
+
+
 def _seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
@@ -51,7 +63,10 @@ def _outcome(call: Call[Any]) -> str:
         return ""
     value = call._value
     if call.state is State.FINISHED:
-        return "" if value is None else one_line(f"{_kind(value)}: {short_repr(value)}")
+        if value is None:
+            return ""
+        kind = _kind(value)
+        return kind if _TIMES in kind else one_line(f"{kind}: {short_repr(value)}")  # a table has many lines
     if call.state is State.CANCELLED and value.args == (f"{call.name} was cancelled",):
         return ""  # its state says so
     text = _last_line(value)
@@ -59,7 +74,14 @@ def _outcome(call: Call[Any]) -> str:
 
 
 def _kind(value: object) -> str:
-    return type_name(value).rpartition(".")[2]
+    """The type of a value, and its shape, as of a DataFrame."""
+    kind = type_name(value).rpartition(".")[2]
+    try:
+        shape = getattr(value, "shape", None)
+        sizes = [int.__index__(size) for size in shape] if type(shape) is tuple else []
+    except Exception:  # noqa: BLE001 - somebody's property
+        return kind
+    return f"{kind} {_TIMES.join(map(str, sizes))}" if sizes else kind
 
 
 def _last_line(exc: BaseException) -> str:
@@ -115,6 +137,7 @@ class CallView:
         self._launched = launched
         self._shown: _Shown | None = None
         self._button: _CancelButton | None = None
+        self._note = ""
 
     def _facts(self, outcome: str) -> list[str]:
         call = self._call
@@ -123,7 +146,7 @@ class CallView:
             facts.append(f"on {place_name(call.portal)}")
         if self._launched is not None:
             facts.append(_seconds(self._launched.elapsed))
-        return [*facts, outcome] if outcome else facts
+        return [*facts, *filter(None, (outcome, self._note))]
 
     def text(self) -> str:
         return self._text(self._facts(_outcome(self._call)))
@@ -175,13 +198,16 @@ class CallView:
             self._button.show()
 
     def follow(self, launched: Launched | None) -> None:
-        """Keep the card up to date until the call is over.
+        """Keep the card up to date until the call is over. What it raised is shown below, as that of a cell.
 
         A terminal, where nothing that was shown can change, gets one more line, at the end.
         """
         self._launched = launched
         shown = self._shown
         assert shown is not None
+        context = contextvars.copy_context()  # which says where output goes
+        heart = _Heart.of(self._call)
+        timer: Timer | None = None
         lock = threading.Lock()
 
         def update() -> None:
@@ -190,23 +216,114 @@ class CallView:
             with lock:
                 shown.update(self.bundle())
 
+        def look() -> None:
+            # On the clock's thread, and not on the loop: that may be what is blocked. It runs no code of the user.
+            if not self._call.done():
+                self._note = "" if heart is None else heart.look(self._call)
+                if launched is not None:
+                    launched.note = self._note
+                context.copy().run(update)
+                again(_pause(0.0 if launched is None else launched.elapsed))
+
+        def again(seconds: float) -> None:
+            nonlocal timer
+            timer = clock.remind(seconds, look)
+
         def over(_: object) -> None:
-            if follower is not None:
-                follower.cancel()
-            update()
+            self._note = ""
+            if timer is not None:
+                clock.cancel(timer)
+            context.copy().run(update)
             if self._button is not None:
                 self._button.remove()
+            context.copy().run(_show_failure, self._call)
 
-        async def follow() -> None:
-            while not self._call.done():
-                update()
-                await asyncio.sleep(_pause(0.0 if launched is None else launched.elapsed))
-
-        follower: Call[None] | None = None
         if _in_kernel():
-            follower = get_global_loop().submit(Call.new(follow))
-            follower.name = f"the card of {self._call.name}"
+            update()
+            again(_SOON)
         self._call.add_done_callback(over)
+
+
+class _Heart:
+    """Whether a loop thread gets to its callbacks, and if not, what keeps it from that."""
+
+    def __init__(self, portal: EventLoopThread) -> None:
+        self._portal = portal
+        self._asked = self._answered = 0
+        self._since = 0.0
+
+    @classmethod
+    def of(cls, call: Call[Any]) -> _Heart | None:
+        """The heart of the loop thread where `call` runs. It is asked at once."""
+        if not isinstance(call.portal, EventLoopThread):
+            return None
+        heart = cls(call.portal)
+        heart._ask()
+        return heart
+
+    def _ask(self) -> None:
+        self._asked += 1
+        self._since = time.monotonic()
+        if self._portal.running():
+            try:
+                self._portal.loop.call_soon_threadsafe(self._answer, self._asked)
+            except RuntimeError:
+                pass  # it has just ended
+
+    def _answer(self, asked: int) -> None:
+        self._answered = asked
+
+    def look(self, call: Call[Any]) -> str:
+        """What to say of `call`, if the loop has not answered since the look before. From any thread."""
+        beats = self._answered == self._asked
+        if beats or not self._portal.running():
+            self._ask()
+            return ""
+        if time.monotonic() - self._since < INTERVAL:
+            return ""  # it may be about to
+        task = asyncio.current_task(self._portal.loop)
+        blocker = None if task is None else call_of(task)
+        if blocker is call:
+            return "it blocks the EventLoopThread, and all calls there wait: code without await belongs to --on thread"
+        return f"it waits: {'a task' if blocker is None else blocker.name} blocks the EventLoopThread"
+
+
+def _show_failure(call: Call[Any]) -> None:
+    """Print what a call has raised, as it is shown of a cell. From any thread."""
+    from IPython import get_ipython
+
+    if call.state is State.TIMEDOUT:
+        call._see()  # the card says so
+    exc = call._failure()
+    shell: Any = get_ipython()
+    if exc is None or shell is None:
+        return
+    try:
+        lines = shell.InteractiveTB.structured_traceback(type(exc), exc, _users_part(traceback_of(exc)))
+        text = shell.InteractiveTB.stb2text(lines)
+    except Exception:  # noqa: BLE001 - its __str__, or what the user has made of IPython's tracebacks
+        text = f"{type_name(exc)}: {_last_line(exc)}"
+    print(text, file=sys.stderr)  # noqa: T201 - where output of its cell goes
+
+
+def _users_part(traceback: TracebackType | None) -> TracebackType | None:
+    """Where a traceback comes to the user's code; IPython would count the frames before that."""
+    part = traceback
+    while part is not None and "__tracebackhide__" in part.tb_frame.f_locals:
+        part = part.tb_next
+    return part or traceback
+
+
+def show_value(value: Any) -> None:
+    """Show a value as a cell shows its last one, in the cell in whose context this is called. From any thread."""
+    from IPython import get_ipython
+
+    shell: Any = get_ipython()
+    if value is None or shell is None or not _in_kernel():
+        return
+    bundle, metadata = shell.display_formatter.format(value)
+    if bundle:  # else it has shown itself
+        on_output_thread(lambda: shell.display_pub.publish(data=bundle, metadata=metadata))
 
 
 def _in_kernel() -> bool:
@@ -260,7 +377,7 @@ class CallsTable:
         self._rows = [
             (
                 one.name,
-                one.state.value,
+                f"{one.state.value}, {one.note}" if one.note and one.ended is None else one.state.value,
                 _seconds(one.elapsed),
                 one.where,
                 "" if one.cell is None else f"In [{one.cell}]",
@@ -289,14 +406,26 @@ class CallsTable:
 
 
 def register_formatters(shell: Any, history: History) -> Callable[[], None]:
-    """Show a `Call` as a card where HTML is shown, as a line elsewhere; return what undoes that."""
+    """Show a `Call` as a card where HTML is shown, as a line elsewhere; return what undoes that.
+
+    In a notebook the card of one that is not over follows it.
+    """
     undo: list[Callable[[], object]] = []
 
+    def show_live(call: Call[Any]) -> None:
+        if call.done() or not _in_kernel():
+            raise NotImplementedError  # IPython then asks the formatters below
+        view = CallView(call, history.of(call))
+        view.show()
+        view.follow(history.of(call))
+
     def register(kind: str, show: Callable[..., Any]) -> None:
-        formatter = shell.display_formatter.formatters[kind]
+        display_formatter = shell.display_formatter
+        formatter = display_formatter.formatters[kind] if kind else display_formatter.ipython_display_formatter
         before = formatter.for_type(Call, show)
         undo.append(lambda: formatter.pop(Call) if before is None else formatter.for_type(Call, before))
 
+    register("", show_live)
     register("text/html", lambda call: CallView(call, history.of(call)).html())
     register("text/plain", lambda call, printer, cycle: printer.text(CallView(call, history.of(call)).text()))
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.error import UsageError
+
 from ipyportal import concurrency
 from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
@@ -71,6 +73,7 @@ class Extension(Host):
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)
+        self._undo.append(_explain_run(self.shell))
         self.timing.switch(True)
         self._undo.append(register_formatters(self.shell, self.history))
         self._undo.append(_add_completions(self.shell))
@@ -136,6 +139,27 @@ class Extension(Host):
 def _remove(things: list[Any], thing: object) -> None:
     if thing in things:
         things.remove(thing)
+
+
+def _explain_run(shell: InteractiveShell) -> Callable[[], object]:
+    """Without its import, IPython takes ``run(x)`` for ``%run (x)``: say what is missing. Gives what undoes that."""
+    shell.find_magic("run")  # newer IPythons import a magic when it is first looked up
+    table: dict[str, Any] = shell.magics_manager.magics["line"]
+    original = table["run"]
+
+    @functools.wraps(original)
+    def run_file(line: str = "", *args: Any, **kwargs: Any) -> Any:
+        if line.lstrip().startswith("(") and "run" not in shell.user_ns:
+            raise UsageError("run is not imported: from ipyportal import run")
+        return original(line, *args, **kwargs)
+
+    table["run"] = run_file
+
+    def undo() -> None:
+        if table.get("run") is run_file:
+            table["run"] = original
+
+    return undo
 
 
 def _add_completions(shell: InteractiveShell) -> Callable[[], object]:

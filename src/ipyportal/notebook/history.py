@@ -35,6 +35,8 @@ class Launched:
     begun: float = field(default_factory=time.monotonic)
     ended: float | None = None
     final: State | None = None
+    note: str = ""
+    """What keeps it from going on, as its card saw it last."""
 
     @property
     def name(self) -> str:

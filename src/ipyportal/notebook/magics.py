@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextvars
 import inspect
 import keyword
@@ -21,8 +22,9 @@ from ipyportal.concurrency.cancellation.clock import Timer, check_timeout, clock
 from ipyportal.concurrency.labels import one_line, short_repr
 from ipyportal.concurrency.portals.shared import get_worker_thread
 from ipyportal.concurrency.portals.workers import WorkerThread
+from ipyportal.concurrency.reporting import report
 from ipyportal.notebook.cells import Body, cell_number
-from ipyportal.notebook.display import CallsTable, CallView, _seconds
+from ipyportal.notebook.display import CallsTable, CallView, _seconds, show_value
 from ipyportal.notebook.environment import Report
 from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
@@ -84,7 +86,7 @@ class PortalMagics(Magics):
         try:
             return check_timeout(float(text))
         except ValueError:
-            raise UsageError(f"-t needs a number of seconds, 0 or more, not {text!r}") from None
+            raise UsageError(f"-t needs a number of seconds, 0 or more, as in -t 5, not {text!r}") from None
 
     def _route(self, text: str | None) -> Any:
         if text is None or text in _ROUTES:
@@ -117,9 +119,9 @@ class PortalMagics(Magics):
         options = self._parse(
             self.await_, line[:end] + (" x" if not re.match(r"-[a-zA-Z-]", expression) else line[end:])
         )
+        timeout, on = self._timeout(options.timeout), self._route(options.on)
         if not expression:
             raise UsageError("%await needs an expression: %await fetch(url)")
-        timeout, on = self._timeout(options.timeout), self._route(options.on)
         namespace = self._shell.user_ns
         body = Body(self._shell, expression, _line_in_cell(namespace), interactivity="last_expr")
         if local_ns is not None and local_ns is not namespace:
@@ -161,14 +163,25 @@ class PortalMagics(Magics):
         """Start the cell's body, and return at once: ``%%background [NAME] [-t SECONDS] [--on ROUTE]``.
 
         NAME is its Call: NAME.result() waits for it and gives the last expression's value, NAME.cancel() cancels
-        it. A line under the cell shows how it goes; what it prints and displays appears there, too.
+        it. A line under the cell shows how it goes; what it prints and displays, its value and its error appear there,
+        too.
         It runs on the EventLoopThread: code that blocks without await belongs to %%thread, or --on thread.
         """
         options = self._parse(self.background, line)
         timeout, on = self._timeout(options.timeout), self._route(options.on)
         name = None if options.name is None else _identifier(options.name)
         body = Body(self._shell, cell)
-        call = Call.new(body.run)
+
+        async def run_and_show() -> Any:
+            __tracebackhide__ = True
+            value = await body.run()
+            try:
+                show_value(body.shown(value))
+            except Exception as exc:  # noqa: BLE001 - somebody's `_repr_html_`: the value is that of the call all the same
+                report(exc, f"the value of {call.name} could not be shown")
+            return value
+
+        call = Call.new(run_and_show)
         call.name = name or f"cell {cell_number(self._shell)}"
         call.set_timeout(timeout)
         portal = portal_of(on if on is not None else get_route())
@@ -182,6 +195,9 @@ class PortalMagics(Magics):
             raise
         view.follow(self._extension.launched(call))
         if name is not None:
+            before = self._shell.user_ns.get(name)
+            if isinstance(before, Call) and not before.done():
+                print(f"the call that was {name} goes on: %calls lists both, %calls cancel {name} ends them")  # noqa: T201
             self._shell.user_ns[name] = call
 
     @magic_arguments("%thread")
@@ -279,14 +295,29 @@ class PortalMagics(Magics):
             if options.value not in ("rule", *_ROUTES):
                 raise UsageError("%portal route needs rule, kernel, loop or thread")
             set_route(None if options.value == "rule" else options.value)
+            print(_ROUTE_SET[options.value])  # noqa: T201 - a magic's answer
             return None
         if options.what in ("await", "patch"):
             if options.value not in ("on", "off"):
                 raise UsageError(f"%portal {options.what} needs on or off")
             self._extension.switch(options.what, options.value == "on")
+            print(_SWITCHED[options.what, options.value])  # noqa: T201
             return None
         return self._extension.report()
 
+
+_ROUTE_SET = {
+    "rule": "calls run by the rule again: in a cell on its own loop, elsewhere on the EventLoopThread",
+    "kernel": "calls without on= run on the kernel's thread now; %portal route rule takes that back",
+    "loop": "calls without on= run on the EventLoopThread now; %portal route rule takes that back",
+    "thread": "calls without on= run in a thread each now; %portal route rule takes that back",
+}
+_SWITCHED = {
+    ("await", "on"): "%time, %timeit, %prun and %%capture know await again",
+    ("await", "off"): "%time, %timeit, %prun and %%capture are IPython's own now; %portal await on takes that back",
+    ("patch", "on"): "asyncio.run() and loop.run_until_complete() work in cells now; %portal patch off takes that back",
+    ("patch", "off"): "asyncio is as it was",
+}
 
 # Registered by hand: IPython's decorators name a cell magic after its function, which the line magic has taken.
 CELL_MAGICS = {"await": "await_cell", "background": "background", "thread": "thread"}
@@ -335,6 +366,8 @@ def _line_in_cell(namespace: dict[str, Any]) -> int:
 def _identifier(name: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"{name!r} is no name of a variable")
+    if hasattr(builtins, name):
+        raise UsageError(f"{name!r} is Python's own: another name would not hide that")
     return name
 
 

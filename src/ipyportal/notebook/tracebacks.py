@@ -7,14 +7,16 @@ exception groups to the standard library's `traceback`, which hides nothing.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import sys
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from ipyportal.concurrency.reporting import traceback_of
+from ipyportal.concurrency.reporting import add_note, traceback_of
 from ipyportal.notebook.patches import replace
+from ipyportal.patching import patched
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -31,28 +33,69 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
         exc = sys.exc_info()[1] if exc_tuple is None else exc_tuple[1]
         if isinstance(exc, SyntaxError) and getattr(exc, "of_a_cell_body", False):
             kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
-        if isinstance(exc, KeyboardInterrupt):
-            _end_at_users_line(traceback_of(exc))
-        if exc is not None and shell.InteractiveTB.mode != "Verbose":
-            _tidy_groups(exc)
-        return show(exc_tuple, *args, **kwargs)
+        if exc is None:
+            return show(exc_tuple, *args, **kwargs)
+        add_remedy(exc)
+        if shell.InteractiveTB.mode == "Verbose" and not isinstance(exc, KeyboardInterrupt):
+            return show(exc_tuple, *args, **kwargs)
+        _tidy_groups(exc)
+        cause = _cause_of(exc)
+        if _end_at_users_line(traceback_of(exc)) and isinstance(cause, asyncio.CancelledError):
+            # How it came to the time-out: by a cancel, whose traceback would stand above it.
+            exc.__cause__ = None
+        try:
+            return show(exc_tuple, *args, **kwargs)
+        finally:
+            if _cause_of(exc) is not cause:
+                exc.__cause__ = cause
 
     return replace(shell, "showtraceback", showtraceback)
+
+
+# What libraries say that refuse to run where a loop does, and what helps: the first is asyncio's own.
+_REFUSALS = (
+    "cannot be called from a running event loop",
+    "event loop is already running",
+    "if an asyncio loop is running",  # gql
+    "Cannot run the event loop while another loop is running",
+)
+_SYNC_ONLY = ("Sync API inside the asyncio loop", "You cannot call this from an async context")  # Playwright, Django
+_REMEDY = (
+    "ipyportal: put %%thread at the top of the cell{patch}. Where it is your own code that calls "
+    "asyncio.run(x) or loop.run_until_complete(x): run(x)"
+)
+_REMEDY_SYNC = "ipyportal: put %%thread at the top of the cell: it runs where no event loop does"
+
+
+def add_remedy(exc: BaseException) -> None:
+    """Say with the error of a library that refuses to run where a loop does what to type."""
+    try:
+        text, notes = str(exc), list(getattr(exc, "__notes__", ()))
+    except Exception:  # noqa: BLE001 - somebody's __str__
+        return
+    if any(str(note).startswith("ipyportal: ") for note in notes):
+        return  # it has said what is the matter
+    if any(part in text for part in _SYNC_ONLY):
+        add_note(exc, _REMEDY_SYNC)
+    elif isinstance(exc, Exception) and any(part in text for part in _REFUSALS):
+        add_note(exc, _REMEDY.format(patch="" if patched() else ", or type %portal patch on"))
 
 
 def _is_ours(traceback: TracebackType) -> bool:
     return str(traceback.tb_frame.f_globals.get("__name__")).startswith("ipyportal.")
 
 
-def _end_at_users_line(traceback: TracebackType | None) -> None:
-    """Cut off the frames at the end that are ipyportal's."""
+def _end_at_users_line(traceback: TracebackType | None) -> bool:
+    """Cut off the frames at the end that are ipyportal's; False if there are none, or no others."""
     last = None
     while traceback is not None:
         if not _is_ours(traceback):
             last = traceback
         traceback = traceback.tb_next
-    if last is not None:
-        last.tb_next = None
+    if last is None or last.tb_next is None:
+        return False
+    last.tb_next = None
+    return True
 
 
 def _tidy_groups(exc: BaseException) -> None:

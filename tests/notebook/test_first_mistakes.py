@@ -1,0 +1,137 @@
+"""What people type first and wrong: each answer says what to type instead, and shows their lines and not ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from .kernel import Error, Kernel
+
+PRELUDE = """
+    import asyncio, sys, ipyportal
+    from ipyportal import submit
+    async def fetch(n=5):
+        await asyncio.sleep(0.01)
+        return n
+    async def fails(n):
+        1 / 0
+    def divide(n):
+        return 1 / n
+"""
+
+
+@pytest.fixture
+def shared(loaded_kernel: Kernel) -> Iterator[Kernel]:
+    loaded_kernel.value(PRELUDE)
+    yield loaded_kernel
+    loaded_kernel.execute("%portal route rule\n%calls cancel all\n%calls clear")
+    loaded_kernel.value("from ipyportal import run")
+
+
+def answer(kernel: Kernel, code: str) -> Error:
+    reply = kernel.execute(code)
+    assert reply.error is not None, reply
+    assert "never awaited" not in reply.stderr
+    return reply.error
+
+
+def test_run_without_its_import_is_told_what_to_import(shared: Kernel) -> None:
+    shared.value("globals().pop('run', None) and None")
+    said = shared.execute("run(fetch())")
+    assert "run is not imported: from ipyportal import run" in said.stderr
+    assert "not found" not in said.stderr
+    shared.value("import pathlib, tempfile\nfile = pathlib.Path(tempfile.mkdtemp(), 'a.py')\nfile.write_text('b = 7')")
+    assert shared.execute("%run $file").error is None
+    assert shared.value("b") == 7
+    shared.value("from ipyportal import run")
+    assert shared.value("run(fetch())") == 5
+
+
+MISTAKES = {
+    "run(5)": ("TypeError", "need an awaitable or a function, not int"),
+    "run([fetch(), fetch()])": ("TypeError", r"ipyportal\.map\(fetch, urls\).*asyncio\.gather"),
+    "run(fetch(), on='elsewhere')": ("ValueError", "on= must be"),
+    "submit(fetch(), timeout=-1)": ("ValueError", "timeout must be 0 or more seconds"),
+    "run(asyncio.sleep(60), timeout=0.01)": ("TimeoutError", r"sleep timed out after 0\.01 s"),
+    "run(asyncio.sleep, 60, timeout=0.01, on='thread')": ("TimeoutError", r"sleep timed out after 0\.01 s"),
+    "ipyportal.map(fetch, 5)": ("TypeError", r"draws items from iterables.*5 is none: map\(fetch, urls\)"),
+    "ipyportal.map(fails, [0, 1])": ("ZeroDivisionError", "division by zero"),
+    "ipyportal.map(divide, [0, 1])": ("ZeroDivisionError", "division by zero"),
+}
+
+
+@pytest.mark.parametrize("code", MISTAKES)
+def test_the_error_says_what_to_type_and_shows_the_users_lines_alone(shared: Kernel, code: str) -> None:
+    name, text = MISTAKES[code]
+    error = answer(shared, f"from ipyportal import run\n{code}  # here")
+    assert error.ename == name
+    assert re.search(text, error.evalue)
+    assert "# here" in error.traceback
+    assert "ipyportal/" not in error.traceback
+    assert "most recent call last" not in error.traceback.split("most recent call last", 1)[1]  # one traceback
+
+
+def test_verbose_tracebacks_show_all(shared: Kernel) -> None:
+    shared.execute("%xmode verbose")
+    try:
+        assert "_check_work" in answer(shared, "from ipyportal import run\nrun(5)").traceback
+    finally:
+        shared.execute("%xmode context")
+
+
+def test_a_map_of_which_nothing_was_finished_does_not_say_that_something_is_kept(shared: Kernel) -> None:
+    assert "results are kept" not in answer(shared, "ipyportal.map(fails, [0])").traceback
+    kept = answer(shared, "async def second(n): return n if n == 0 else 1 / 0\nipyportal.map(second, [0, 1], limit=1)")
+    assert "1 results are kept" in kept.traceback
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("asyncio.run(fetch())", r"%%thread at the top of the cell, or type %portal patch on.*run\(x\)"),
+        ("asyncio.get_event_loop().run_until_complete(fetch())", r"%%thread at the top of the cell, or type"),
+        ("raise RuntimeError('Cannot run client.execute(query) if an asyncio loop is running')", "put %%thread at"),
+        (
+            "raise Exception('It looks like you are using Playwright Sync API inside the asyncio loop.')",
+            "put %%thread at",
+        ),
+        ("raise Exception('You cannot call this from an async context - use a thread')", "put %%thread at the top"),
+    ],
+)
+def test_a_library_that_refuses_a_running_loop_is_explained(shared: Kernel, code: str, says: str) -> None:
+    reply = shared.execute(code)
+    assert reply.error is not None
+    assert re.search(f"ipyportal: .*{says}", reply.error.traceback)
+    assert reply.error.traceback.count("ipyportal: ") == 1
+
+
+def test_with_the_patch_on_it_is_not_told_to_switch_it_on(shared: Kernel) -> None:
+    shared.execute("%portal patch on")
+    try:
+        error = answer(shared, "raise RuntimeError('This event loop is already running')")
+        assert "%%thread at the top of the cell. Where" in error.traceback
+    finally:
+        shared.execute("%portal patch off")
+
+
+def test_a_name_of_pythons_own_is_refused(shared: Kernel) -> None:
+    assert "'print' is Python's own" in shared.execute("%%background print\n5").stderr
+    assert "no name of a variable" in shared.execute("%%background class\n5").stderr
+    assert shared.execute("print('still')").stdout == "still\n"
+
+
+def test_a_call_that_still_runs_is_not_lost_from_sight(shared: Kernel) -> None:
+    shared.execute("%%background job\nawait asyncio.sleep(60)")
+    said = shared.execute("%%background job\nawait asyncio.sleep(60)")
+    assert said.stdout == "the call that was job goes on: %calls lists both, %calls cancel job ends them\n"
+    assert shared.execute("%calls cancel job").stdout == "cancelled 2\n"
+
+
+def test_seconds_that_are_missing_are_asked_for(shared: Kernel) -> None:
+    assert (
+        "-t needs a number of seconds, 0 or more, as in -t 5, not 'fetch()'"
+        in shared.execute("%await -t fetch()").stderr
+    )
+    assert shared.value("%await -t 5 fetch()") == 5
