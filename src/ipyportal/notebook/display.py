@@ -7,6 +7,7 @@ import contextvars
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from html import escape
 from types import TracebackType
@@ -21,7 +22,7 @@ from ipyportal.concurrency.reporting import traceback_of
 from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
 
-__all__ = ["CallView", "CallsTable", "show_value"]
+__all__ = ["CallView", "CallsTable", "tell_ended"]
 
 INTERVAL = 1.0
 """Seconds between two looks at a call whose card is shown, in its first minute; see `_pause`."""
@@ -145,7 +146,9 @@ class CallView:
         if call.portal is not None:
             facts.append(f"on {place_name(call.portal)}")
         if self._launched is not None:
-            facts.append(_seconds(self._launched.elapsed))
+            elapsed = _seconds(self._launched.elapsed)
+            # What is saved while it runs stays true when its kernel is gone.
+            facts.append(elapsed if call.done() else f"{elapsed} at {time.strftime('%H:%M:%S')}")
         return [*facts, *filter(None, (outcome, self._note))]
 
     def text(self) -> str:
@@ -197,6 +200,24 @@ class CallView:
         if self._button is not None:
             self._button.show()
 
+    def show_value(self, value: Any) -> None:
+        """Show below the card what the call has given, as a cell shows its last value. In the call, or after it.
+
+        In the place of the button, so that who takes nothing from an earlier cell gets it, too.
+        """
+        from IPython import get_ipython
+
+        shell: Any = get_ipython()
+        if value is None or not _in_kernel():
+            return
+        bundle, metadata = shell.display_formatter.format(value)
+        if not bundle:
+            return  # it has shown itself
+        if self._button is not None:
+            self._button.instead = bundle
+        else:
+            on_output_thread(lambda: shell.display_pub.publish(data=bundle, metadata=metadata))
+
     def follow(self, launched: Launched | None) -> None:
         """Keep the card up to date until the call is over. What it raised is shown below, as that of a cell.
 
@@ -214,7 +235,15 @@ class CallView:
             # What is looked at first is shown first: two threads come here when the call ends, and the last word
             # must not be that it runs.
             with lock:
-                shown.update(self.bundle())
+                bundle = self.bundle()
+                shown.update(bundle)
+                if self._call.done():
+                    _ended.append((shown, bundle))
+
+        def update_now() -> None:
+            # As by the cell that runs now, whichever that is: who executes a notebook cell by cell, as nbclient does,
+            # takes what is said of an earlier cell's card, but nothing that comes from an earlier cell.
+            contextvars.Context().run(update)
 
         def look() -> None:
             # On the clock's thread, and not on the loop: that may be what is blocked. It runs no code of the user.
@@ -222,7 +251,7 @@ class CallView:
                 self._note = "" if heart is None else heart.look(self._call)
                 if launched is not None:
                     launched.note = self._note
-                context.copy().run(update)
+                update_now()
                 again(_pause(0.0 if launched is None else launched.elapsed))
 
         def again(seconds: float) -> None:
@@ -233,7 +262,7 @@ class CallView:
             self._note = ""
             if timer is not None:
                 clock.cancel(timer)
-            context.copy().run(update)
+            update_now()
             if self._button is not None:
                 self._button.remove()
             context.copy().run(_show_failure, self._call)
@@ -242,6 +271,17 @@ class CallView:
             update()
             again(_SOON)
         self._call.add_done_callback(over)
+
+
+_ended: deque[tuple[_Shown, dict[str, Any]]] = deque(maxlen=200)
+"""The last word of cards whose calls are over, which may have come when no cell ran."""
+
+
+def tell_ended(_: object = None) -> None:
+    """Send once more what has become of calls. At the end of a cell, before it is told to be over."""
+    while _ended:
+        shown, bundle = _ended.popleft()
+        shown.update(bundle)
 
 
 class _Heart:
@@ -314,18 +354,6 @@ def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     return part or traceback
 
 
-def show_value(value: Any) -> None:
-    """Show a value as a cell shows its last one, in the cell in whose context this is called. From any thread."""
-    from IPython import get_ipython
-
-    shell: Any = get_ipython()
-    if value is None or shell is None or not _in_kernel():
-        return
-    bundle, metadata = shell.display_formatter.format(value)
-    if bundle:  # else it has shown itself
-        on_output_thread(lambda: shell.display_pub.publish(data=bundle, metadata=metadata))
-
-
 def _in_kernel() -> bool:
     from IPython import get_ipython
 
@@ -342,8 +370,11 @@ class _CancelButton:
     def __init__(self, call: Call[Any], ipywidgets: Any) -> None:
         self._button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
         self._button.on_click(lambda _: call.cancel())
-        self._instead = f"to cancel it: {_how_to_cancel(call)}"
+        self._text = f"to cancel it: {_how_to_cancel(call)}"
         self._shown: _Shown | None = None
+        self.instead: dict[str, Any] = {"text/plain": ""}
+        """What stands in its place when the call is over. A notebook is stored without its widgets: it would show the
+        text in place of the button."""
 
     @classmethod
     def of(cls, call: Call[Any]) -> _CancelButton | None:
@@ -357,15 +388,15 @@ class _CancelButton:
     def show(self) -> None:
         """Show it in the cell that is running."""
         view = {"version_major": 2, "version_minor": 0, "model_id": self._button.model_id}
-        self._shown = _Shown({"text/plain": self._instead, "application/vnd.jupyter.widget-view+json": view})
+        self._shown = _Shown({"text/plain": self._text, "application/vnd.jupyter.widget-view+json": view})
 
     def remove(self) -> None:
         """Take it away. From any thread."""
         for widget in (self._button, self._button.layout, self._button.style):  # ipywidgets keeps open ones for good
             widget.close()
-        # A notebook is stored without its widgets: it would show the text in place of the button.
         if self._shown is not None:
-            self._shown.update({"text/plain": ""})
+            self._shown.update(self.instead)
+            _ended.append((self._shown, self.instead))
 
 
 class CallsTable:

@@ -19,7 +19,7 @@ from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
 from ipyportal.notebook.await_in_magics import AwaitInMagics
 from ipyportal.notebook.cells import cell_number, in_a_cell
-from ipyportal.notebook.display import register_formatters
+from ipyportal.notebook.display import register_formatters, tell_ended
 from ipyportal.notebook.environment import Environment, Report, detect
 from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.interrupts import Interrupts
@@ -73,6 +73,8 @@ class Extension(Host):
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
             self.shell.register_magic_function(getattr(magics, method), "cell", name)
+        self.shell.events.register("post_run_cell", tell_ended)
+        self._undo.append(lambda: self.shell.events.unregister("post_run_cell", tell_ended))
         self._undo.append(_explain_run(self.shell))
         self.timing.switch(True)
         self._undo.append(register_formatters(self.shell, self.history))

@@ -24,7 +24,7 @@ from ipyportal.concurrency.portals.shared import get_worker_thread
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.reporting import report
 from ipyportal.notebook.cells import Body, cell_number
-from ipyportal.notebook.display import CallsTable, CallView, _seconds, show_value
+from ipyportal.notebook.display import CallsTable, CallView, _seconds
 from ipyportal.notebook.environment import Report
 from ipyportal.notebook.history import History, Launched, as_typed
 from ipyportal.notebook.kernel import on_output_thread
@@ -176,7 +176,7 @@ class PortalMagics(Magics):
             __tracebackhide__ = True
             value = await body.run()
             try:
-                show_value(body.shown(value))
+                view.show_value(body.shown(value))
             except Exception as exc:  # noqa: BLE001 - somebody's `_repr_html_`: the value is that of the call all the same
                 report(exc, f"the value of {call.name} could not be shown")
             return value

@@ -59,6 +59,10 @@ class Call(Execution[T]):
     All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
     call's exception: they reach whoever takes the result and do not end the thread that ran it.
 
+    What a call has raised is reported if nobody takes it, by `result`, `exception`, ``await`` or its `future`: on
+    stderr, or through `sys.unraisablehook` if one was set, when the call is thrown away or the interpreter ends. A
+    cancelled call has not failed.
+
     Example:
         >>> from ipyportal.concurrency import Call, get_global_loop
         >>> async def double(n):

@@ -2,7 +2,8 @@
 
 Code that an interrupt would tear apart is marked where it stands. A module has a global ``__ipyportal_mark__``, a
 `Mark`; a function a decorator, `uninterruptible` or `exits_scope`. Who interrupts walks up the stack and looks. What is
-of others (asyncio, `threading`, `signal`, `weakref`) cannot be marked: its names are below, and nowhere else.
+of others (asyncio, `threading`, `signal`, `weakref`) cannot be marked: its names are below, and those that the stop
+button alone heeds in `notebook.interrupts`.
 """
 
 from __future__ import annotations
