@@ -28,6 +28,7 @@ from contextlib import ContextDecorator
 from types import TracebackType
 from typing import Any, TypeVar
 
+from ipyportal.concurrency.calls.call import await_it
 from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.greenlets import why_no_greenlets
 from ipyportal.concurrency.labels import type_name
@@ -37,7 +38,7 @@ from ipyportal.concurrency.suspension.suspending import can_suspend
 from ipyportal.concurrency.suspension.turns import run_once
 from ipyportal.other_loops import end_all_threads, end_thread, run_elsewhere, thread_of
 from ipyportal.routes import RULE
-from ipyportal.sync import await_it, run
+from ipyportal.sync import run
 
 __all__ = ["PatchSwitch", "loop_name", "patch_asyncio", "patched", "report"]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import math
 import sys
 import types
 import warnings
@@ -17,13 +18,14 @@ from typing import Any, TypeVar, cast, overload
 from ipyportal import hosts
 from ipyportal.concurrency.api import wait_blocked, wait_suspended
 from ipyportal.concurrency.calls import Call, State
+from ipyportal.concurrency.calls.call import awaiting, close_unbegun
 from ipyportal.concurrency.calls.execution import name_of
 from ipyportal.concurrency.cancellation.clock import check_timeout
 from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.cancellation.scopes import cancel_async_after, cancel_sync_after
 from ipyportal.concurrency.greenlets import why_no_greenlets
 from ipyportal.concurrency.labels import type_name
-from ipyportal.concurrency.portals.loops import LoopPortal
+from ipyportal.concurrency.portals import LoopPortal, get_global_loop
 from ipyportal.concurrency.primitives import call_users
 from ipyportal.concurrency.reporting import add_note
 from ipyportal.concurrency.suspension.loops import in_a_toolkits_loop
@@ -31,7 +33,7 @@ from ipyportal.concurrency.suspension.suspending import Suspends, steps_of, susp
 from ipyportal.hosts import is_kernel_thread
 from ipyportal.routes import HERE, Route, check_route, chosen_route, get_route, nested_loop, portal_of
 
-__all__ = ["await_it", "on_kernel_thread", "run", "submit"]
+__all__ = ["on_kernel_thread", "run", "submit"]
 
 __ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # it has made a call, and is about to wait for it
 
@@ -105,7 +107,8 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         ):
             # What the lines below come to, for the commonest case.
             return _run_there(None, work, (), {}, None, None) if caller is None else caller.drive(work)
-        timeout = _checked(work, args, kwargs, timeout, on)
+        references = _references(work)
+        timeout = _checked(work, args, kwargs, timeout, on, references)
         on = chosen_route(on)
         if on == "nested":
             return _run_nested(work, args, kwargs, timeout)
@@ -165,18 +168,39 @@ def _note_failure(call: Call[Any]) -> None:
         _note_foreign_loop(call._value)  # it is not taken by that
 
 
+# What `sys.getrefcount` is in CPython. Elsewhere (PyPy) it is missing, and everything is taken to have a name.
+_references: Callable[[object], float] = getattr(sys, "getrefcount", lambda thing: math.inf)
+
+
+def _calibrate(work: object) -> float:
+    return _references(work)
+
+
+_IF_UNNAMED = _calibrate(object())
+"""The references to an argument, as the function counts them that has it, if nobody else has."""
+
+
 def _checked(
-    work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None, on: Route | None
+    work: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    timeout: float | None,
+    on: Route | None,
+    references: float,
 ) -> float | None:
-    """The time-out in seconds, if all that was given can be used."""
+    """The time-out in seconds, if all that was given can be used.
+
+    What is refused is left as it was, and can be given again; but ``run(fetch(url), on="lop")`` has given a coroutine
+    that nobody else has. Python would warn that it was never awaited, below an error that says what is wrong.
+    """
     try:
         check_route(on)
         _check_work(work, args, kwargs, on)
         return check_timeout(timeout)
     except BaseException:
         for one in work if type(work) in (list, tuple, set) else (work,):
-            if isinstance(one, types.CoroutineType):
-                _close_unbegun(one)  # it will not be awaited, which is said here and need not be warned of
+            if references <= _IF_UNNAMED and isinstance(one, types.CoroutineType):
+                close_unbegun(one)
         raise
 
 
@@ -283,30 +307,16 @@ async def _all_of(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], time
 # --- elsewhere -------------------------------------------------------------------------------------------------------
 
 
-async def await_it(work: Awaitable[T]) -> T:
-    __tracebackhide__ = True
-    return await work
-
-
 def _as_call(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], timeout: float | None) -> Call[Any]:
     if isinstance(work, Call):
         call: Call[Any] = work
     elif inspect.isawaitable(work):
-        call = Call.new(await_it, work)
-        call.name = name_of(work)
-        if isinstance(work, types.CoroutineType):
-            call._when_done(lambda _: _close_unbegun(work))
+        call = awaiting(work)
     else:
         call = Call(work, args, kwargs or None)
-    if timeout is not None and not (call.portal is not None):
+    if timeout is not None and call.portal is None:
         call.set_timeout(timeout)
     return call
-
-
-def _close_unbegun(coroutine: types.CoroutineType[Any, Any, Any]) -> None:
-    """As a task does whose first step is cancelled: Python would warn that it was never awaited."""
-    if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
-        coroutine.close()
 
 
 def _run_there(
@@ -318,15 +328,16 @@ def _run_there(
     on: Route | None,
 ) -> Any:
     __tracebackhide__ = True
+    if isinstance(work, Call) and work.portal is not None:
+        return _wait_for_submitted(caller, work, timeout)
     call = _as_call(work, args, kwargs, timeout)
-    if call.portal is not None:
-        return _wait_for_submitted(caller, call, timeout)
+    portal = get_global_loop() if on is None else portal_of(on)
     if caller is not None:
-        return wait_suspended(caller, portal_of(on), call)
+        return wait_suspended(caller, portal, call)
     if asyncio._get_running_loop() is not None or _trio_runs():
         _warn_that_the_loop_blocks()
     with hosts.current.blocking():
-        return wait_blocked(portal_of(on), call)
+        return wait_blocked(portal, call)
 
 
 def _wait_for_submitted(caller: Suspends | None, call: Call[T], timeout: float | None) -> T:
@@ -431,7 +442,8 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
         >>> [call.result(timeout=5) for call in calls]
         [0, 1, 2]
     """
-    timeout = _checked(work, args, kwargs, timeout, on)
+    references = _references(work)
+    timeout = _checked(work, args, kwargs, timeout, on, references)
     on = chosen_route(on)
     if asyncio.isfuture(work) and on is None:
         on = LoopPortal(work.get_loop(), "the loop of the awaited future")

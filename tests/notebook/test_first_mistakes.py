@@ -23,11 +23,11 @@ PRELUDE = """
 
 
 @pytest.fixture
-def shared(loaded_kernel: Kernel) -> Iterator[Kernel]:
-    loaded_kernel.value(PRELUDE)
-    yield loaded_kernel
-    loaded_kernel.execute("%portal route rule\n%calls cancel all\n%calls clear")
-    loaded_kernel.value("from ipyportal import run")
+def shared(live_kernel: Kernel) -> Iterator[Kernel]:
+    live_kernel.value(PRELUDE)
+    yield live_kernel
+    live_kernel.execute("%portal route rule\n%calls cancel all\n%calls clear")
+    live_kernel.value("from ipyportal import run")
 
 
 def answer(kernel: Kernel, code: str) -> Error:

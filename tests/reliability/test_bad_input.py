@@ -417,7 +417,7 @@ def no_work() -> dict[str, Any]:
 @rows(WORK)
 @pytest.mark.parametrize("kind", no_work())
 def test_what_is_no_work_is_refused(give: Row, kind: str) -> None:
-    with pytest.raises(TypeError, match=f"needs? an? .*not {type(no_work()[kind]).__name__}"):
+    with pytest.raises(TypeError, match=rf"(needs? an?|takes? one) .*\bnot (a )?{type(no_work()[kind]).__name__}"):
         give(no_work()[kind])
 
 
@@ -451,6 +451,21 @@ def test_a_coroutine_that_is_refused_is_left_as_it_was(give: Any, place: Any, ba
     assert said == []
     assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED
     assert place(lambda: run(coroutine)) == 5
+
+
+@pytest.mark.parametrize("place", [lambda fn: fn(), from_sync.call_in_loop_thread], ids=["main", "call"])
+@pytest.mark.parametrize("give", [run, submit], ids=["run", "submit"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_coroutine_that_is_refused_and_has_no_name_is_not_warned_of(give: Any, place: Any, many: bool) -> None:
+    async def five() -> int:
+        return 5
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        with pytest.raises((TypeError, ValueError)):
+            place(lambda: give([five(), five()] if many else five(), on="elsewhere" if not many else None))
+        gc.collect()
+    assert said == []
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

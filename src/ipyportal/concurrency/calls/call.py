@@ -7,9 +7,11 @@ import asyncio
 import queue
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator
+from inspect import CORO_CREATED, getcoroutinestate
+from types import CoroutineType
 from typing import Any, TypeVar, cast, overload
 
-from ipyportal.concurrency.calls.execution import Execution, current_execution, is_awaitable
+from ipyportal.concurrency.calls.execution import Execution, current_execution, is_awaitable, name_of
 from ipyportal.concurrency.calls.outcomes import State
 from ipyportal.concurrency.calls.tasks import CallCoroutine, CallDoneFuture, wait_until_over
 from ipyportal.concurrency.cancellation import interruption
@@ -18,7 +20,7 @@ from ipyportal.concurrency.cancellation.interruption import ThreadState, thread_
 from ipyportal.concurrency.reporting import report
 from ipyportal.concurrency.suspension.suspending import suspendable_here
 
-__all__ = ["Call", "Portal", "around", "current_call"]
+__all__ = ["Call", "Portal", "around", "await_it", "awaiting", "close_unbegun", "current_call"]
 
 T = TypeVar("T")
 R = TypeVar("R")  # of a class method: checkers take the T of a class that is named without it for unknown
@@ -39,6 +41,27 @@ def current_call() -> Call[Any] | None:
         True
     """
     return cast("Call[Any] | None", current_execution())
+
+
+async def await_it(awaitable: Awaitable[T]) -> T:
+    """``await awaitable``, as a coroutine function."""
+    __tracebackhide__ = True
+    return await awaitable
+
+
+def close_unbegun(coroutine: CoroutineType[Any, Any, Any]) -> None:
+    """As a task does whose first step is cancelled: Python would warn that it was never awaited."""
+    if getcoroutinestate(coroutine) == CORO_CREATED:
+        coroutine.close()
+
+
+def awaiting(awaitable: Awaitable[T]) -> Call[T]:
+    """A call that awaits `awaitable`, and goes by its name. A coroutine that does not begin is closed at its end."""
+    call: Call[T] = Call(await_it, (awaitable,))
+    call._name = name_of(awaitable)
+    if isinstance(awaitable, CoroutineType):
+        call._when_done(lambda _: close_unbegun(awaitable))
+    return call
 
 
 def around(call: Call[Any] | None) -> Iterator[Call[Any]]:
