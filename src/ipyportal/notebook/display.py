@@ -131,20 +131,23 @@ class _Shown:
 
 
 class CallView:
-    """The views of one call. All that comes from the user is a short printable line by `texts`, and escaped in HTML."""
+    """The views of one call. What comes from the user is a short printable line by `labels`, and escaped in HTML."""
 
     def __init__(self, call: Call[Any], launched: Launched | None) -> None:
         self._call = call
         self._launched = launched
         self._shown: _Shown | None = None
         self._button: _CancelButton | None = None
+        self._place: str | None = None
         self._note = ""
 
     def _facts(self, outcome: str) -> list[str]:
         call = self._call
         facts = []
-        if call.portal is not None:
-            facts.append(f"on {place_name(call.portal)}")
+        if self._place is None and call.portal is not None:
+            self._place = place_name(call.portal)
+        if self._place is not None:
+            facts.append(f"on {self._place}")
         if self._launched is not None:
             elapsed = _seconds(self._launched.elapsed)
             # What is saved while it runs stays true when its kernel is gone.
@@ -184,9 +187,10 @@ class CallView:
             f"{spans}{hint}</div>"
         )
 
-    def bundle(self) -> dict[str, str]:
+    def bundle(self, *, over: bool = True) -> dict[str, str]:
+        """What the card shows. Unless the call is `over`, that runs no code of the user."""
         try:
-            outcome = _outcome(self._call)
+            outcome = _outcome(self._call) if over else ""
         except BaseException:  # noqa: BLE001 - the stop button in somebody's slow repr: the state is shown all the same
             outcome = ""
         facts = self._facts(outcome)
@@ -231,50 +235,60 @@ class CallView:
         timer: Timer | None = None
         lock = threading.Lock()
 
-        def update() -> None:
-            # What is looked at first is shown first: two threads come here when the call ends, and the last word
-            # must not be that it runs.
-            with lock:
-                bundle = self.bundle()
-                shown.update(bundle)
-                if self._call.done():
-                    _ended.append((shown, bundle))
-
-        def update_now() -> None:
-            # As by the cell that runs now, whichever that is: who executes a notebook cell by cell, as nbclient does,
-            # takes what is said of an earlier cell's card, but nothing that comes from an earlier cell.
-            contextvars.Context().run(update)
-
         def look() -> None:
-            # On the clock's thread, and not on the loop: that may be what is blocked. It runs no code of the user.
-            if not self._call.done():
+            # On the clock's thread, and not on the loop: that may be what is blocked. It runs no code of the user, and
+            # waits for none: `over` has the lock while it makes the repr of a result.
+            if not lock.acquire(blocking=False):
+                return
+            try:
+                if self._call.done():
+                    return
                 self._note = "" if heart is None else heart.look(self._call)
                 if launched is not None:
                     launched.note = self._note
-                update_now()
-                again(_pause(0.0 if launched is None else launched.elapsed))
+                _by_the_cell_that_runs(shown.update, self.bundle(over=False))
+            finally:
+                lock.release()
+            again(_pause(0.0 if launched is None else launched.elapsed))
 
         def again(seconds: float) -> None:
             nonlocal timer
             timer = clock.remind(seconds, look)
 
         def over(_: object) -> None:
-            self._note = ""
-            if timer is not None:
-                clock.cancel(timer)
-            update_now()
+            # With the lock, so that the last word is not that it runs.
+            with lock:
+                self._note = ""
+                if timer is not None:
+                    clock.cancel(timer)
+                _last_word(shown, self.bundle())
             if self._button is not None:
                 self._button.remove()
             context.copy().run(_show_failure, self._call)
 
         if _in_kernel():
-            update()
+            shown.update(self.bundle())
             again(_SOON)
         self._call.add_done_callback(over)
 
 
 _ended: deque[tuple[_Shown, dict[str, Any]]] = deque(maxlen=200)
 """The last word of cards whose calls are over, which may have come when no cell ran."""
+
+
+def _by_the_cell_that_runs(function: Callable[..., object], *args: Any) -> None:
+    """Have what is sent come from the cell that runs now, or ran last.
+
+    Who executes a notebook cell by cell, as nbclient does, takes from that what is said of an earlier cell's displays,
+    and takes nothing from an earlier cell itself.
+    """
+    contextvars.Context().run(function, *args)
+
+
+def _last_word(shown: _Shown, bundle: dict[str, Any]) -> None:
+    _by_the_cell_that_runs(shown.update, bundle)
+    if _in_kernel():  # a terminal would show it twice
+        _ended.append((shown, bundle))
 
 
 def tell_ended(_: object = None) -> None:
@@ -395,8 +409,7 @@ class _CancelButton:
         for widget in (self._button, self._button.layout, self._button.style):  # ipywidgets keeps open ones for good
             widget.close()
         if self._shown is not None:
-            self._shown.update(self.instead)
-            _ended.append((self._shown, self.instead))
+            _last_word(self._shown, self.instead)
 
 
 class CallsTable:
