@@ -177,7 +177,7 @@ def last_word(kernel: Kernel) -> str:
         message["content"]["data"]["text/plain"]
         for pending in kernel.requests()
         for message in list(pending.messages)
-        if message["msg_type"] == "update_display_data" and message["content"]["data"]["text/plain"]
+        if message["msg_type"] == "update_display_data" and "job: " in message["content"]["data"]["text/plain"]
     ]
     return str(updates[-1]) if updates else ""
 
