@@ -128,7 +128,8 @@ def test_the_switching_between_greenlets_is_not_interrupted(module: Any) -> None
     code = (
         f"from tests.concurrency.cancellation.test_frames import check_switching\ncheck_switching({module.__name__!r})"
     )
-    result = python(code)
+    where = "tests.concurrency.cancellation.test_frames"
+    result = python(f"from {where} import check_switching\ncheck_switching({module.__name__!r})")
     assert result.stdout == "checked\n", result.stderr
 
 
