@@ -125,9 +125,6 @@ def check_switching(name: str) -> None:
 @pytest.mark.skipif(not turns_possible(), reason="nothing can be suspended here")
 @pytest.mark.parametrize("module", ITSELF, ids=lambda module: module.__name__)
 def test_the_switching_between_greenlets_is_not_interrupted(module: Any) -> None:
-    code = (
-        f"from tests.concurrency.cancellation.test_frames import check_switching\ncheck_switching({module.__name__!r})"
-    )
     where = "tests.concurrency.cancellation.test_frames"
     result = python(f"from {where} import check_switching\ncheck_switching({module.__name__!r})")
     assert result.stdout == "checked\n", result.stderr
