@@ -522,3 +522,20 @@ def test_what_awaits_for_long_is_not_said_to_block(shared: Kernel) -> None:
     shared.value("open_gate('long')")
     wait_for_update(shared, card(pending), "finished")
     assert not any("block" in text or "waits" in text for text in updates(shared, card(pending)))
+
+
+@pytest.mark.parametrize("body", ["raise ValueError('lone \\ud800')", "'lone \\ud800'"])
+def test_what_cannot_be_sent_is_escaped_and_keeps_nothing_back(shared: Kernel, body: str) -> None:
+    # A stream that is to send a lone surrogate fails, and with it the next display, which flushes the streams first.
+    for _ in range(20):
+        pending = shared.execute_async(f"%%background job --on thread\n{body}")
+        pending.reply()
+        wait_for_update(shared, card(pending), "finished|failed")
+        shared.wait_for(lambda pending=pending: "\\ud800" in said(shared, pending), 10)
+    assert shared.execute("print('still')").stdout == "still\n"
+
+
+def said(kernel: Kernel, pending: Pending) -> str:
+    place = display_id(button(pending))
+    values = [m["content"]["data"] for m in of_type(kernel, "update_display_data") if display_id(m) == place]
+    return pending.stderr_so_far() + str(values).replace("\\\\", "\\")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
-__all__ = ["LONGEST", "one_line", "place_name", "short_repr", "shown_name", "type_name"]
+__all__ = ["LONGEST", "one_line", "place_name", "sendable", "short_repr", "shown_name", "type_name"]
 
 LONGEST = 200
 """Characters of a name, a value or a message that are shown."""
@@ -39,6 +39,11 @@ def _printable(character: str) -> str:
     if character.isprintable():
         return character
     return " " if character.isspace() else character.encode("unicode_escape").decode()
+
+
+def sendable(text: str) -> str:
+    """`text` with lone surrogates escaped, which no stream and no frontend takes: one would hold up all that follow."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def shown_name(name: str) -> str:

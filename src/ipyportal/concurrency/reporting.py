@@ -40,7 +40,9 @@ def report(exc: BaseException, what: str) -> None:
         if sys.stderr is not None:  # as in a program without a console
             shown = traceback.TracebackException(type(exc), exc, trace)
             _keep_users_frames(shown)
-            sys.stderr.write(f"{text}:\n{''.join(shown.format())}")
+            # A lone surrogate would be refused, and in a notebook keep back what is written after it.
+            said = f"{text}:\n{''.join(shown.format())}".encode("utf-8", "backslashreplace").decode()
+            sys.stderr.write(said)
     except Exception:  # noqa: BLE001 - it is closed: there is nobody to tell
         pass
 

@@ -16,7 +16,7 @@ from typing import Any
 from ipyportal.concurrency.calls import Call, State
 from ipyportal.concurrency.calls.tasks import call_of
 from ipyportal.concurrency.cancellation.clock import Timer, clock
-from ipyportal.concurrency.labels import one_line, place_name, short_repr, type_name
+from ipyportal.concurrency.labels import one_line, place_name, sendable, short_repr, type_name
 from ipyportal.concurrency.portals.loops import EventLoopThread
 from ipyportal.concurrency.reporting import traceback_of
 from ipyportal.notebook.history import History, Launched, as_typed
@@ -217,6 +217,7 @@ class CallView:
         bundle, metadata = shell.display_formatter.format(value)
         if not bundle:
             return  # it has shown itself
+        bundle = {kind: sendable(data) if isinstance(data, str) else data for kind, data in bundle.items()}
         if self._button is not None:
             self._button.instead = bundle
         else:
@@ -357,7 +358,7 @@ def _show_failure(call: Call[Any]) -> None:
         text = shell.InteractiveTB.stb2text(lines)
     except Exception:  # noqa: BLE001 - its __str__, or what the user has made of IPython's tracebacks
         text = f"{type_name(exc)}: {_last_line(exc)}"
-    print(text, file=sys.stderr)  # noqa: T201 - where output of its cell goes
+    print(sendable(text), file=sys.stderr)  # noqa: T201 - where output of its cell goes
 
 
 def _users_part(traceback: TracebackType | None) -> TracebackType | None:
