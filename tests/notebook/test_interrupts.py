@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -157,6 +158,25 @@ def test_the_traceback_of_an_interrupted_wait_shows_the_users_line_and_nothing_o
     assert "# outer" in error.traceback
     assert "kernelbase.py" not in error.traceback
     assert "suspension" not in error.traceback
+
+
+def test_a_press_that_comes_as_the_loop_goes_to_sleep_is_seen(shared: Kernel, tmp_path: Path) -> None:
+    # The race: the signal comes after the loop's last bytecode and before its thread sleeps. Nothing would wake it.
+    shared.value("""
+        import pathlib
+        def begins(flag):
+            pathlib.Path(flag).touch()  # as the cell begins to wait
+            while True:
+                time.sleep(0.001)
+    """)
+    for n in range(40):
+        flag = tmp_path / str(n)
+        pending = shared.execute_async(f"run(begins, {str(flag)!r}, on='thread')")
+        shared.wait_for(flag.exists)
+        shared.interrupt()
+        error = pending.reply(10).error
+        assert error is not None
+        assert error.ename == "KeyboardInterrupt"
 
 
 IN_C = {

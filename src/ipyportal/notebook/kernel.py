@@ -39,6 +39,7 @@ from ipyportal.notebook.gui import keep_windows_live
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.output import attribute_output
 from ipyportal.notebook.patches import replace
+from ipyportal.notebook.wakeups import wake_on_signals
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -196,6 +197,7 @@ class LiveKernel:
         """What needs the kernel's loop: at once in a cell; in the first one, if the kernel's configuration loads us."""
         self._loop = asyncio.get_running_loop()
         self._portal.attach(self._loop)
+        self._undo.append(wake_on_signals(self._loop))
         self._let_comms_pass()
         if keep(self._loop, self._interrupts.catch):
             self._undo.append(functools.partial(let_go, self._loop))
