@@ -104,8 +104,14 @@ def test_a_notebook_gives_the_outputs_that_are_stored_in_it(path: Path) -> None:
 
 def lasting(found: list[NotebookNode]) -> list[str]:
     """Without the cards of calls, which have a button with its own id, and without the elapsed times of calls."""
-    kept = [json.dumps(output, sort_keys=True) for output in found if not is_card(output)]
+    kept = [json.dumps(last_line_of_traceback(output), sort_keys=True) for output in found if not is_card(output)]
     return [re.sub(r"\b\d+\.\d s\b", "(elapsed)", output) for output in kept]
+
+
+def last_line_of_traceback(output: NotebookNode) -> NotebookNode | str:
+    """Of a traceback that was printed, what does not depend on the version of IPython."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", output.get("text", ""))
+    return text.splitlines()[-1] if "Traceback (most recent call last)" in text else output
 
 
 def is_card(output: NotebookNode) -> bool:

@@ -354,7 +354,8 @@ def _show_failure(call: Call[Any]) -> None:
     if exc is None or shell is None:
         return
     try:
-        lines = shell.InteractiveTB.structured_traceback(type(exc), exc, _users_part(traceback_of(exc)))
+        part = _users_part(traceback_of(exc))
+        lines = shell.InteractiveTB.structured_traceback(type(exc), exc, part, tb_offset=0)
         text = shell.InteractiveTB.stb2text(lines)
     except Exception:  # noqa: BLE001 - its __str__, or what the user has made of IPython's tracebacks
         text = f"{type_name(exc)}: {_last_line(exc)}"
