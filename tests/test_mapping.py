@@ -588,7 +588,7 @@ async def generator() -> AsyncIterator[int]:
     [
         ((5, [1]), {}, TypeError, "needs a function and iterables, map(fetch, urls), not int"),
         ((double,), {}, TypeError, "at least one iterable"),
-        ((double, 5), {}, TypeError, "draws items from iterables, as a list is one, and 5 is none"),
+        ((double, 5), {}, TypeError, "needs iterables, such as lists, and 5 is not one"),
         ((generator, [1]), {}, TypeError, "is an async generator function"),
         ((double, generator()), {}, TypeError, "map(fn, iterate(...))"),
         ((double, [1]), {"limit": 0}, ValueError, "limit must be a whole number of 1 or more, not 0"),

@@ -482,7 +482,7 @@ def test_a_failure_that_nobody_takes_is_reported_in_the_cell_that_launched_it(sh
     other = shared.execute_async("del call")
     other.reply()
     shared.wait_for(lambda: "ValueError: lost" in pending.stderr_so_far(), 10)
-    assert "nobody has taken what lost has raised" in pending.stderr_so_far()
+    assert "lost failed on ipyportal-loop, and its exception was never retrieved" in pending.stderr_so_far()
     assert "ipyportal/" not in pending.stderr_so_far()
     assert other.stderr_so_far() == ""
 
@@ -505,7 +505,11 @@ def test_a_body_that_blocks_the_loop_thread_says_so_and_what_to_type(shared: Ker
     shared.value("begun.wait(10)")
     waits = shared.execute_async("%%background job\n5")
     waits.reply()
-    wait_for_update(shared, card(blocks), "running .* it blocks the EventLoopThread, .* belongs to --on thread")
+    wait_for_update(
+        shared,
+        card(blocks),
+        'running .* it blocks the EventLoopThread, .* belongs in a thread, with --on thread or on="thread"',
+    )
     wait_for_update(shared, card(waits), "pending .* it waits: blocker blocks the EventLoopThread")
     assert "running, it blocks the EventLoopThread" in str(shared.execute("%calls").result)
     shared.value("go_on.set()")

@@ -83,7 +83,7 @@ def called(fn: Callable[[], Any], name: str = "job", timeout: float | None = Non
     call.name = name
     call.set_timeout(timeout)
     call.run()
-    call._see()  # what it raised is shown, and not taken
+    call._mark_retrieved()  # what it raised is shown, and not taken
     return call
 
 

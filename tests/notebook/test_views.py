@@ -82,7 +82,7 @@ def over(fn: Callable[[], Any]) -> Call[Any]:
     call = Call.new(fn)
     call.name = "job"
     call.run()
-    call._see()  # what it raised is shown, and not taken
+    call._mark_retrieved()  # what it raised is shown, and not taken
     return call
 
 

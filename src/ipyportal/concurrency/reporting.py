@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextvars
+import os
 import sys
 import traceback
 import weakref
@@ -11,9 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-__all__ = ["Unseen", "add_note", "forget_unseen", "report", "tell_unseen", "traceback_of"]
+from ipyportal.concurrency.labels import sendable
 
-_OURS = str(Path(__file__).parents[1])  # where our files are
+__all__ = ["Unretrieved", "add_note", "forget_unretrieved", "report", "report_unretrieved", "traceback_of"]
+
+_OURS = f"{Path(__file__).parents[1]}{os.sep}"  # where our files are
 
 traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 """``exc.__traceback__``, also of a class that has an attribute of its own by that name."""
@@ -40,9 +43,7 @@ def report(exc: BaseException, what: str) -> None:
         if sys.stderr is not None:  # as in a program without a console
             shown = traceback.TracebackException(type(exc), exc, trace)
             _keep_users_frames(shown)
-            # A lone surrogate would be refused, and in a notebook keep back what is written after it.
-            said = f"{text}:\n{''.join(shown.format())}".encode("utf-8", "backslashreplace").decode()
-            sys.stderr.write(said)
+            sys.stderr.write(sendable(f"{text}:\n{''.join(shown.format())}"))
     except Exception:  # noqa: BLE001 - it is closed: there is nobody to tell
         pass
 
@@ -68,10 +69,10 @@ class _Unraisable(tuple[Any, ...]):
     object = property(lambda self: self[4])
 
 
-class Unseen:
-    """What a call has raised, until somebody takes it. If nobody does, it is reported when the call is thrown away.
+class Unretrieved:
+    """The exception of a call, until somebody retrieves it. If nobody does, it is reported when the call is collected.
 
-    As asyncio does it for tasks; and in the call's context, which says where output goes.
+    asyncio does the same for tasks. It is reported in the call's context, which decides where output goes.
     """
 
     __slots__ = ("__weakref__", "_context", "_exc", "_what")
@@ -80,16 +81,16 @@ class Unseen:
         self._exc: BaseException | None = exc
         self._what = what
         self._context = context
-        _unseen.add(self)
+        _unretrieved.add(self)
 
-    def take(self) -> None:
-        """Somebody has it."""
+    def retrieved(self) -> None:
+        """Somebody has it: it need not be reported."""
         self._exc = self._context = None
 
     def tell(self) -> None:
-        """Report it now, if nobody has it."""
+        """Report it now, unless somebody has it."""
         exc, context = self._exc, self._context
-        self.take()
+        self.retrieved()
         if exc is not None:
             if context is None:
                 report(exc, self._what)
@@ -100,16 +101,16 @@ class Unseen:
         self.tell()
 
 
-_unseen: weakref.WeakSet[Unseen] = weakref.WeakSet()
+_unretrieved: weakref.WeakSet[Unretrieved] = weakref.WeakSet()
 
 
-def tell_unseen() -> None:
-    """Report all that nobody has taken: the interpreter is about to end."""
-    for one in list(_unseen):
+def report_unretrieved() -> None:
+    """Report all that nobody has retrieved: the interpreter is about to end."""
+    for one in list(_unretrieved):
         one.tell()
 
 
-def forget_unseen() -> None:
+def forget_unretrieved() -> None:
     """In a forked child: they are the parent's to report."""
-    for one in list(_unseen):
-        one.take()
+    for one in list(_unretrieved):
+        one.retrieved()

@@ -196,7 +196,7 @@ def _zip(iterables: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
             )
         if not hasattr(type(iterable), "__iter__") and not hasattr(type(iterable), "__getitem__"):
             raise TypeError(
-                f"map() draws items from iterables, as a list is one, and {short_repr(iterable)} is none: "
+                f"map() needs iterables, such as lists, and {short_repr(iterable)} is not one: "
                 "map(fetch, urls); for the same argument each time, map(fn, items, itertools.repeat(x))"
             )
     return zip(*iterables, strict=False)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from html import escape
 from types import TracebackType
 from typing import Any
@@ -207,7 +208,7 @@ class CallView:
     def show_value(self, value: Any) -> None:
         """Show below the card what the call has given, as a cell shows its last value. In the call, or after it.
 
-        In the place of the button, so that who takes nothing from an earlier cell gets it, too.
+        It takes the button's place: a change of an earlier display reaches nbclient too, a new one does not.
         """
         from IPython import get_ipython
 
@@ -232,7 +233,7 @@ class CallView:
         shown = self._shown
         assert shown is not None
         context = contextvars.copy_context()  # which says where output goes
-        heart = _Heart.of(self._call)
+        heartbeat = _Heartbeat.of(self._call)
         timer: Timer | None = None
         lock = threading.Lock()
 
@@ -244,7 +245,7 @@ class CallView:
             try:
                 if self._call.done():
                     return
-                self._note = "" if heart is None else heart.look(self._call)
+                self._note = "" if heartbeat is None else heartbeat.look(self._call)
                 if launched is not None:
                     launched.note = self._note
                 _by_the_cell_that_runs(shown.update, self.bundle(over=False))
@@ -278,10 +279,10 @@ _ended: deque[tuple[_Shown, dict[str, Any]]] = deque(maxlen=200)
 
 
 def _by_the_cell_that_runs(function: Callable[..., object], *args: Any) -> None:
-    """Have what is sent come from the cell that runs now, or ran last.
+    """Call `function` so that what it sends comes from the cell that runs now, or ran last.
 
-    Who executes a notebook cell by cell, as nbclient does, takes from that what is said of an earlier cell's displays,
-    and takes nothing from an earlier cell itself.
+    nbclient, which executes a notebook cell by cell, ignores what comes from an earlier cell. It does take a change of
+    an earlier cell's display, if that comes from the cell that runs.
     """
     contextvars.Context().run(function, *args)
 
@@ -294,12 +295,13 @@ def _last_word(shown: _Shown, bundle: dict[str, Any]) -> None:
 
 def tell_ended(_: object = None) -> None:
     """Send once more what has become of calls. At the end of a cell, before it is told to be over."""
-    while _ended:
-        shown, bundle = _ended.popleft()
-        shown.update(bundle)
+    with suppress(IndexError):  # that is the end; another shell's cell may take some, too
+        while True:
+            shown, bundle = _ended.popleft()
+            shown.update(bundle)
 
 
-class _Heart:
+class _Heartbeat:
     """Whether a loop thread gets to its callbacks, and if not, what keeps it from that."""
 
     def __init__(self, portal: EventLoopThread) -> None:
@@ -308,13 +310,13 @@ class _Heart:
         self._since = 0.0
 
     @classmethod
-    def of(cls, call: Call[Any]) -> _Heart | None:
-        """The heart of the loop thread where `call` runs. It is asked at once."""
+    def of(cls, call: Call[Any]) -> _Heartbeat | None:
+        """That of the loop thread where `call` runs; None if it runs elsewhere. The loop is asked at once."""
         if not isinstance(call.portal, EventLoopThread):
             return None
-        heart = cls(call.portal)
-        heart._ask()
-        return heart
+        heartbeat = cls(call.portal)
+        heartbeat._ask()
+        return heartbeat
 
     def _ask(self) -> None:
         self._asked += 1
@@ -330,8 +332,7 @@ class _Heart:
 
     def look(self, call: Call[Any]) -> str:
         """What to say of `call`, if the loop has not answered since the look before. From any thread."""
-        beats = self._answered == self._asked
-        if beats or not self._portal.running():
+        if self._answered == self._asked or not self._portal.running():
             self._ask()
             return ""
         if time.monotonic() - self._since < INTERVAL:
@@ -339,7 +340,10 @@ class _Heart:
         task = asyncio.current_task(self._portal.loop)
         blocker = None if task is None else call_of(task)
         if blocker is call:
-            return "it blocks the EventLoopThread, and all calls there wait: code without await belongs to --on thread"
+            return (
+                "it blocks the EventLoopThread, and all other calls there wait: code that does not await belongs in a "
+                'thread, with --on thread or on="thread"'
+            )
         return f"it waits: {'a task' if blocker is None else blocker.name} blocks the EventLoopThread"
 
 
@@ -347,8 +351,7 @@ def _show_failure(call: Call[Any]) -> None:
     """Print what a call has raised, as it is shown of a cell. From any thread."""
     from IPython import get_ipython
 
-    if call.state is State.TIMEDOUT:
-        call._see()  # the card says so
+    call.timedout()  # the card says so: it need not be reported
     exc = call._failure()
     shell: Any = get_ipython()
     if exc is None or shell is None:
@@ -465,15 +468,14 @@ def register_formatters(shell: Any, history: History) -> Callable[[], None]:
         view.show()
         view.follow(history.of(call))
 
-    def register(kind: str, show: Callable[..., Any]) -> None:
-        display_formatter = shell.display_formatter
-        formatter = display_formatter.formatters[kind] if kind else display_formatter.ipython_display_formatter
+    def register(formatter: Any, show: Callable[..., Any]) -> None:
         before = formatter.for_type(Call, show)
         undo.append(lambda: formatter.pop(Call) if before is None else formatter.for_type(Call, before))
 
-    register("", show_live)
-    register("text/html", lambda call: CallView(call, history.of(call)).html())
-    register("text/plain", lambda call, printer, cycle: printer.text(CallView(call, history.of(call)).text()))
+    formatters = shell.display_formatter.formatters
+    register(shell.display_formatter.ipython_display_formatter, show_live)
+    register(formatters["text/html"], lambda call: CallView(call, history.of(call)).html())
+    register(formatters["text/plain"], lambda call, printer, _: printer.text(CallView(call, history.of(call)).text()))
 
     def undo_all() -> None:
         for put_back in undo:

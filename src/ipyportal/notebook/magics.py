@@ -367,7 +367,7 @@ def _identifier(name: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
         raise UsageError(f"{name!r} is no name of a variable")
     if hasattr(builtins, name):
-        raise UsageError(f"{name!r} is Python's own: another name would not hide that")
+        raise UsageError(f"{name!r} is a builtin of Python: choose another name")
     return name
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -35,19 +36,12 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
             kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
         if exc is None:
             return show(exc_tuple, *args, **kwargs)
-        add_remedy(exc)
-        if shell.InteractiveTB.mode == "Verbose" and not isinstance(exc, KeyboardInterrupt):
+        _add_remedy(exc)
+        verbose = shell.InteractiveTB.mode == "Verbose"
+        if not verbose:
+            _tidy_groups(exc)
+        with nullcontext() if verbose and not isinstance(exc, KeyboardInterrupt) else _ending_at_users_line(exc):
             return show(exc_tuple, *args, **kwargs)
-        _tidy_groups(exc)
-        cause = _cause_of(exc)
-        if _end_at_users_line(traceback_of(exc)) and isinstance(cause, asyncio.CancelledError):
-            # How it came to the time-out: by a cancel, whose traceback would stand above it.
-            exc.__cause__ = None
-        try:
-            return show(exc_tuple, *args, **kwargs)
-        finally:
-            if _cause_of(exc) is not cause:
-                exc.__cause__ = cause
 
     return replace(shell, "showtraceback", showtraceback)
 
@@ -61,13 +55,13 @@ _REFUSALS = (
 )
 _SYNC_ONLY = ("Sync API inside the asyncio loop", "You cannot call this from an async context")  # Playwright, Django
 _REMEDY = (
-    "ipyportal: put %%thread at the top of the cell{patch}. Where it is your own code that calls "
-    "asyncio.run(x) or loop.run_until_complete(x): run(x)"
+    "ipyportal: put %%thread at the top of the cell{patch}. In your own code, type run(x) in place of asyncio.run(x) "
+    "or loop.run_until_complete(x)"
 )
 _REMEDY_SYNC = "ipyportal: put %%thread at the top of the cell: it runs where no event loop does"
 
 
-def add_remedy(exc: BaseException) -> None:
+def _add_remedy(exc: BaseException) -> None:
     """Say with the error of a library that refuses to run where a loop does what to type."""
     try:
         text, notes = str(exc), list(getattr(exc, "__notes__", ()))
@@ -85,17 +79,29 @@ def _is_ours(traceback: TracebackType) -> bool:
     return str(traceback.tb_frame.f_globals.get("__name__")).startswith("ipyportal.")
 
 
-def _end_at_users_line(traceback: TracebackType | None) -> bool:
-    """Cut off the frames at the end that are ipyportal's; False if there are none, or no others."""
-    last = None
+@contextmanager
+def _ending_at_users_line(exc: BaseException) -> Iterator[None]:
+    """Leave out the frames at the end that are ipyportal's, if there are others, for as long as `exc` is shown.
+
+    And the cancel by which a time-out of ours has come about: its traceback would stand above that of the time-out.
+    """
+    traceback, last = traceback_of(exc), None
     while traceback is not None:
         if not _is_ours(traceback):
             last = traceback
         traceback = traceback.tb_next
     if last is None or last.tb_next is None:
-        return False
-    last.tb_next = None
-    return True
+        yield
+        return
+    rest, last.tb_next, cause = last.tb_next, None, _cause_of(exc)
+    if isinstance(cause, asyncio.CancelledError):
+        _set_cause(exc, None)
+    try:
+        yield
+    finally:
+        last.tb_next = rest  # for %debug, and for whoever shows it again
+        if cause is not None:
+            _set_cause(exc, cause)
 
 
 def _tidy_groups(exc: BaseException) -> None:
@@ -116,6 +122,7 @@ def _tidy_groups(exc: BaseException) -> None:
 
 # Also of classes that have attributes of their own by these names, and of those whose attributes cannot be set.
 _cause_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__cause__"].__get__
+_set_cause: Callable[[BaseException, BaseException | None], None] = vars(BaseException)["__cause__"].__set__
 _context_of: Callable[[BaseException], BaseException | None] = vars(BaseException)["__context__"].__get__
 _exceptions_of: Callable[[BaseException], tuple[BaseException, ...]] = vars(BaseExceptionGroup)["exceptions"].__get__
 

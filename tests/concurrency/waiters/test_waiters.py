@@ -888,3 +888,14 @@ def test_what_a_callback_of_a_loop_thread_is_refused_to_wait_for_does_not_run(uv
         thread.loop.call_soon_threadsafe(lambda: (wait(), over.set()))
         assert over.wait(PATIENCE)
     assert seen == ["would never end"]
+
+
+def test_a_wait_that_would_never_end_is_refused_whatever_the_truth_of_its_portal() -> None:
+    class Empty(WorkerThread):
+        def __len__(self) -> int:
+            return 0
+
+    with Empty() as portal:
+        waits = started_on(portal, lambda: SyncWaiter(Call.new(int)).wait(portal))
+        with pytest.raises(RuntimeError, match="would never end"):
+            waits.result(PATIENCE)

@@ -231,15 +231,15 @@ class Call(Execution[T]):
             return None
         if self._state is _CANCELLED:
             self._take()
-        self._see()
+        self._mark_retrieved()
         return cast(BaseException, self._value)
 
     def _check_wait(self, portal: Portal | None = None) -> None:
-        """Raise RuntimeError if this thread can never see the call end; one that is about to be submitted, to `portal`.
+        """Raise RuntimeError if a wait here, which blocks, could never end. `portal`: where the call will be submitted.
 
-        It cannot if the code that would wait is the call's own, or would block the thread where it is to run.
+        It could not if the code that would wait is the call's own, or blocks the thread where the call is to run.
         """
-        if (place := portal or self.portal) is not None:
+        if (place := self.portal if portal is None else portal) is not None:
             place._check_wait(self)
         self._check_code()
 
@@ -253,8 +253,8 @@ class Call(Execution[T]):
 
     def _wait(self, timeout: float | None) -> None:
         timeout = check_timeout(timeout)
-        self._check_code()
         if (caller := suspendable_here()) is not None:
+            self._check_code()
             caller.drive(self._wait_suspended(timeout))
             return
         self._check_wait()

@@ -20,7 +20,7 @@ from ipyportal.concurrency.cancellation.interruption import ThreadState, thread_
 from ipyportal.concurrency.cancellation.scopes import GRACE, cancel_task
 from ipyportal.concurrency.cancellation.targets import Interrupt
 from ipyportal.concurrency.labels import place_name, shown_name, type_name
-from ipyportal.concurrency.reporting import Unseen, report, traceback_of
+from ipyportal.concurrency.reporting import Unretrieved, report, traceback_of
 
 __all__ = ["Execution", "cancel_in_child", "current_execution", "is_awaitable", "name_of"]
 
@@ -94,7 +94,7 @@ class Execution(Outcome[T]):
         self._traceback = None
         self._callbacks = None
         self._future = None
-        self._unseen = None
+        self._unretrieved = None
         self._lock = threading.RLock()
         self.fn: Callable[..., Any] | None = fn
         self.args: tuple[Any, ...] | None = args
@@ -333,7 +333,7 @@ class Execution(Outcome[T]):
                 self._traceback = traceback_of(value)
                 # The stop button and Ctrl-C are no failure, and are seen by who presses them.
                 if state is not _CANCELLED and not isinstance(value, KeyboardInterrupt):
-                    self._unseen = Unseen(value, self._unseen_text(), self._context)
+                    self._unretrieved = Unretrieved(value, self._unretrieved_text(), self._context)
             self._value = value
             self._state = state
             self._over = True
@@ -361,9 +361,9 @@ class Execution(Outcome[T]):
                 self._tell(callbacks)
         return True
 
-    def _unseen_text(self) -> str:
+    def _unretrieved_text(self) -> str:
         where = "" if self._portal is None else f" on {place_name(self._portal)}"
-        return f"nobody has taken what {self.name} has raised{where} (call.result() and call.exception() take it)"
+        return f"{self.name} failed{where}, and its exception was never retrieved (call.result() retrieves it)"
 
     def _as_exception(self, state: State, value: Any) -> BaseException:
         if state is State.FAILED:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ipyportal.concurrency.reporting import Unseen, report
+from ipyportal.concurrency.reporting import Unretrieved, report
 
 if TYPE_CHECKING:
     from typing import Self
@@ -57,7 +57,7 @@ class Outcome(Generic[T]):
         "_over",
         "_state",
         "_traceback",
-        "_unseen",
+        "_unretrieved",
         "_value",
     )
 
@@ -67,8 +67,8 @@ class Outcome(Generic[T]):
     """Whether the state is final."""
     _value: Any
     _traceback: TracebackType | None
-    _unseen: Unseen | None
-    """What it raised, if nobody has taken that."""
+    _unretrieved: Unretrieved | None
+    """What it raised, until somebody retrieves it."""
     _callbacks: list[Callable[[Any], object]] | None
     _future: CallFuture[T] | None
     _lock: threading.RLock
@@ -97,7 +97,7 @@ class Outcome(Generic[T]):
         """True if the call's own deadline ended it."""
         if self._state is not _TIMEDOUT:
             return False
-        self._see()  # who asks knows it now
+        self._mark_retrieved()  # who asks knows it now
         return True
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> None:
@@ -149,24 +149,24 @@ class Outcome(Generic[T]):
         __tracebackhide__ = True
         if self._state is _FINISHED:
             return cast(T, self._value)
-        self._see()
+        self._mark_retrieved()
         try:
             # Each time from the traceback it came with: taken twice, it does not grow.
             raise BaseException.with_traceback(self._value, self._traceback)
         finally:
             self = None  # type: ignore[assignment]  # the traceback refers to this frame
 
-    def _see(self) -> None:
+    def _mark_retrieved(self) -> None:
         """Somebody takes what it raised: it need not be reported."""
-        if (unseen := self._unseen) is not None:
-            self._unseen = None
-            unseen.take()
+        if (unretrieved := self._unretrieved) is not None:
+            self._unretrieved = None
+            unretrieved.retrieved()
 
     def _failure(self) -> BaseException | None:
         """What it raised, if it failed; for the engine, which takes it."""
         if self._state is not State.FAILED:
             return None
-        self._see()
+        self._mark_retrieved()
         return cast(BaseException, self._value)
 
     def _tell(self, callbacks: list[Callable[[Any], object]]) -> None:
@@ -189,7 +189,7 @@ class CallFuture(concurrent.futures.Future[T]):
     def __init__(self, call: Outcome[T]) -> None:
         super().__init__()
         self._call: Outcome[T] | None = call
-        self._unseen: Unseen | None = None
+        self._unretrieved: Unretrieved | None = None
 
     def cancel(self) -> bool:
         call = self._call
@@ -205,18 +205,18 @@ class CallFuture(concurrent.futures.Future[T]):
         try:
             return super().result(timeout)
         finally:
-            self._see()
+            self._mark_retrieved()
             self = None  # type: ignore[assignment]  # the traceback refers to this frame
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         try:
             return super().exception(timeout)
         finally:
-            self._see()
+            self._mark_retrieved()
 
-    def _see(self) -> None:
-        if self._unseen is not None and self.done():
-            self._unseen.take()
+    def _mark_retrieved(self) -> None:
+        if self._unretrieved is not None and self.done():
+            self._unretrieved.retrieved()
 
     def _settle(self, call: Outcome[T]) -> None:
         try:
@@ -235,5 +235,5 @@ class CallFuture(concurrent.futures.Future[T]):
             finally:  # also after a callback that raised SystemExit
                 self.set_running_or_notify_cancel()  # tells concurrent.futures.wait
         else:
-            self._unseen = call._unseen
+            self._unretrieved = call._unretrieved
             self.set_exception(call._value)

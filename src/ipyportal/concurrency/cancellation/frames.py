@@ -36,11 +36,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Mark(enum.Enum):
-    """What of a module's code may be interrupted. Its global ``__ipyportal_mark__``; without one all may."""
+    """When a module's code may not be interrupted: the module's global ``__ipyportal_mark__``."""
 
-    WHOLE = "nothing, nor what it calls"
-    ITSELF = "what it calls, and not itself"
-    NOT_BY_THE_STOP_BUTTON = "by a cancel; a press of the stop button is owed to it, and raised at its end"
+    WHOLE = "while it is anywhere on the stack"
+    ITSELF = "while it is the innermost code; what it calls may be"
+    NOT_BY_THE_STOP_BUTTON = "as ITSELF, but a cancel may interrupt it; a press is kept, and raised when it returns"
 
 
 def mark_of(frame: FrameType) -> Mark | None:

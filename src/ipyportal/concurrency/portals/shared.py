@@ -17,7 +17,7 @@ from ipyportal.concurrency.portals.loops import EventLoopThread
 from ipyportal.concurrency.portals.pool import ThreadPool
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.private import register_atexit
-from ipyportal.concurrency.reporting import forget_unseen, tell_unseen
+from ipyportal.concurrency.reporting import forget_unretrieved, report_unretrieved
 
 __all__ = [
     "get_global_loop",
@@ -193,7 +193,7 @@ def _end(portals: list[ThreadPortal], lender: ThreadPool, timeout: float | None)
 def _at_exit() -> None:
     """Before the interpreter goes away under them: also threads that were not shut down run their clean-ups."""
     _end(list(all_threads), _pool, 1.0)
-    tell_unseen()
+    report_unretrieved()
 
 
 def _before_threads_are_joined() -> None:
@@ -211,7 +211,7 @@ def _after_fork() -> None:
     _global_loop = None
     _pool = ThreadPool()
     interruption.after_fork()
-    forget_unseen()
+    forget_unretrieved()
     for portal in list(all_threads):
         calls += portal._calls()
         portal._close_in_child()

@@ -219,7 +219,7 @@ class SyncWaiter(Waiter[T]):
                 self._run(sent_back)
                 self._sent_back.pop(sent_back, None)
                 if sent_back._state is State.FAILED and isinstance(sent_back._value, KeyboardInterrupt):
-                    sent_back._see()
+                    sent_back._mark_retrieved()
                     # The stop key was meant for all of it, whether or not the call looks at what it sent back.
                     raise KeyboardInterrupt
                 del sent_back

@@ -147,7 +147,7 @@ def test_what_is_left_at_the_end_is_reported_then_and_shows_the_users_frames() -
         print("the end")
     """)
     assert result.stdout == "the end\n"
-    assert result.stderr.startswith("ipyportal: nobody has taken what outer has raised on ipyportal-loop")
+    assert result.stderr.startswith("ipyportal: outer failed on ipyportal-loop, and its exception was never retrieved")
     assert result.stderr.count("ZeroDivisionError") == 1
     assert [line for line in result.stderr.splitlines() if "File" in line and "ipyportal" in line] == []
     assert result.stderr.count('File "<string>"') == 2
