@@ -8,7 +8,6 @@ import sys
 import traceback
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,7 +15,7 @@ from ipyportal.concurrency.labels import sendable
 
 __all__ = ["Unretrieved", "add_note", "forget_unretrieved", "report", "report_unretrieved", "traceback_of"]
 
-_OURS = f"{Path(__file__).parents[1]}{os.sep}"  # where our files are
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep  # where our files are; pathlib takes long to import
 
 traceback_of: Callable[[BaseException], TracebackType | None] = vars(BaseException)["__traceback__"].__get__
 """``exc.__traceback__``, also of a class that has an attribute of its own by that name."""

@@ -29,7 +29,7 @@ from ipyportal.concurrency import (
 from ipyportal.concurrency.calls.tasks import CallCoroutine
 from ipyportal.concurrency.cancellation.interruption import thread_state
 from ipyportal.concurrency.suspension import steps
-from ipyportal.concurrency.suspension.steps import suspendable, thread_here
+from ipyportal.concurrency.suspension.steps import per_thread, suspendable
 from tests.concurrency.helpers import PATIENCE, Gate, soon, until
 
 greenlet = pytest.importorskip("greenlet")
@@ -518,9 +518,9 @@ def test_the_pool_holds_no_more_greenlets_than_were_needed_at_once() -> None:
 
         for _ in range(5):
             await asyncio.gather(*(make_task(one()) for _ in range(20)))
-        return len(thread_here.idle)
+        return len(per_thread.here.idle)
 
-    thread_here.idle.clear()
+    per_thread.here.idle.clear()
     assert asyncio.run(main()) <= 21
 
 
@@ -532,9 +532,9 @@ def test_a_task_without_synchronous_waits_shares_one_greenlet_with_all_others() 
                 await asyncio.sleep(0)
 
         await asyncio.gather(*(make_task(one()) for _ in range(50)))
-        return len(thread_here.idle)
+        return len(per_thread.here.idle)
 
-    thread_here.idle.clear()
+    per_thread.here.idle.clear()
     assert asyncio.run(main()) <= 2
 
 
@@ -565,7 +565,7 @@ def test_an_idle_greenlet_holds_nothing() -> None:
             del task, thing
             gc.collect()
             assert reference() is None
-        assert thread_here.idle
+        assert per_thread.here.idle
 
     asyncio.run(main())
 
@@ -578,7 +578,7 @@ def test_a_greenlet_does_not_keep_its_first_step() -> None:
 
     over: Any = Over()
     reference = weakref.ref(over)
-    thread_here.idle.clear()
+    per_thread.here.idle.clear()
 
     async def main() -> None:
         nonlocal over
@@ -587,7 +587,7 @@ def test_a_greenlet_does_not_keep_its_first_step() -> None:
         await asyncio.get_running_loop().create_task(suspended)
 
     asyncio.run(main())
-    assert thread_here.idle
+    assert per_thread.here.idle
     assert reference() is None
 
 
@@ -855,7 +855,7 @@ def test_the_coroutine_of_a_task_that_is_over_can_be_asked_for_its_name() -> Non
 def test_a_pooled_greenlet_that_is_killed_does_not_keep_its_threads_first_greenlet() -> None:
     """greenlet 3.5 may free that while a garbage collection hides who refers to it."""
     run_suspendable(lambda: None)
-    idle = thread_here.idle
+    idle = per_thread.here.idle
     frame = idle[-1].gr_frame
     kept = frame.f_locals["target"]
     assert kept is not None

@@ -19,7 +19,7 @@ from ipyportal.concurrency.cancellation.clock import check_timeout
 from ipyportal.concurrency.cancellation.interruption import ThreadState, thread_state
 from ipyportal.concurrency.portals.life import Phase, ThreadPortal
 from ipyportal.concurrency.suspension.loop_internals import close_descriptors
-from ipyportal.concurrency.suspension.steps import thread_here
+from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.suspending import drop_idle_greenlets
 
 __all__ = ["EventLoopThread", "LoopPortal"]
@@ -228,7 +228,7 @@ class EventLoopThread(ThreadPortal):
             close_descriptors(self._loop)
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
-        thread_here.ends_its_greenlets = True
+        per_thread.here.ends_its_greenlets = True
         try:
             self._run(ready)
         except BaseException as exc:

@@ -13,7 +13,7 @@ from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.cancellation.frames import uninterruptible
 from ipyportal.concurrency.portals.workers import cancel_all, run_alone
 from ipyportal.concurrency.primitives import start_thread
-from ipyportal.concurrency.suspension.steps import thread_here
+from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.suspending import drop_idle_greenlets
 
 __all__ = ["ThreadPool"]
@@ -51,7 +51,7 @@ class PooledThread(Portal):
         self._inbox.put(None)
 
     def _main(self) -> None:
-        thread_here.ends_its_greenlets = True
+        per_thread.here.ends_its_greenlets = True
         try:
             self._serve()
         finally:

@@ -13,7 +13,7 @@ from ipyportal.concurrency.calls import Call
 from ipyportal.concurrency.calls.execution import Execution
 from ipyportal.concurrency.cancellation.clock import check_timeout
 from ipyportal.concurrency.portals.life import Phase, ThreadPortal
-from ipyportal.concurrency.suspension.steps import thread_here
+from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.suspending import drop_idle_greenlets
 
 __all__ = ["WorkerThread", "cancel_all", "run_alone"]
@@ -106,7 +106,7 @@ class WorkerThread(ThreadPortal):
         return [*([] if self._current is None else [self._current]), *self._queued]
 
     def _main(self, ready: concurrent.futures.Future[None]) -> None:
-        thread_here.ends_its_greenlets = True
+        per_thread.here.ends_its_greenlets = True
         ready.set_result(None)
         inbox = self._inbox
         try:

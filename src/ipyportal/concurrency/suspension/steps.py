@@ -46,27 +46,35 @@ from ipyportal.concurrency.private import BLOCKING
 from ipyportal.concurrency.reporting import traceback_of
 from ipyportal.concurrency.suspension.abandoned import RestOfCoroutine, WaitAbandoned, WaitProxy
 
-__all__ = ["OVER", "Suspendable", "current_suspendable", "suspendable", "thread_here"]
+__all__ = ["OVER", "Suspendable", "current_suspendable", "per_thread", "suspendable"]
 
 T = TypeVar("T")
 
 __ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # between two greenlets
 
 
-class _ThreadHere(threading.local):
+class ThreadHere:
     """What one thread has of suspendable coroutines."""
 
-    stepping: Any = None
-    """The coroutine whose step this thread is in."""
-    ends_its_greenlets = False
-    """Whether it calls `drop_idle_greenlets` at its end."""
+    __slots__ = ("ends_its_greenlets", "idle", "state", "stepping")
 
     def __init__(self) -> None:
+        self.stepping: Any = None
+        """The coroutine whose step this thread is in."""
         self.idle: list[Any] = []
         """Greenlets that wait for a step to run."""
+        self.ends_its_greenlets = False
+        """Whether it calls `drop_idle_greenlets` at its end."""
+        self.state = thread_state()
 
 
-thread_here = _ThreadHere()
+class _PerThread(threading.local):
+    def __init__(self) -> None:
+        self.here = ThreadHere()
+
+
+per_thread = _PerThread()
+"""``per_thread.here`` is that of the current thread. A step looks it up once: an attribute of a thread takes long."""
 
 
 OVER: Any = object()
@@ -173,12 +181,12 @@ class Suspendable(CoroutineWrapper[T]):
 
     def _step(self, step: Callable[[Any], Any] | None, value: Any) -> Any:
         """Run one step of the coroutine in a greenlet; `step` None raises `value` in suspended code."""
-        thread = thread_here
+        thread = per_thread.here
         if self._task is None:
             self._task = asyncio.current_task()
         outer, thread.stepping = thread.stepping, self
         self._root = root = current_greenlet()
-        self._depth = thread_state().depth
+        self._depth = len(thread.state._stack)
         suspended = self._greenlet
         try:
             if suspended is not None:
@@ -307,7 +315,7 @@ def suspendable(coro: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
 
 def current_suspendable() -> Suspendable[Any] | None:
     """The suspendable coroutine in whose step this thread is."""
-    return thread_here.stepping  # type: ignore[no-any-return]
+    return per_thread.here.stepping  # type: ignore[no-any-return]
 
 
 def _calibrate() -> int:

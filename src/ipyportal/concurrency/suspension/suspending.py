@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.greenlets import why_no_greenlets
 from ipyportal.concurrency.suspension.loops import turns_here
-from ipyportal.concurrency.suspension.steps import thread_here
+from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.workers import drop_workers
 
 __all__ = ["Suspends", "can_suspend", "drop_idle_greenlets", "steps_of", "suspend", "suspendable_here"]
@@ -30,7 +30,7 @@ class Suspends(Protocol):
 def suspendable_here() -> Suspends | None:
     """What can suspend the code that asks; None if nothing can."""
     if (
-        (current := thread_here.stepping) is not None
+        (current := per_thread.here.stepping) is not None
         # Not in another task that runs inside a step of this one: an eager task's first step, or a loop that was
         # started inside another.
         and asyncio._get_running_loop() is not None
@@ -104,5 +104,5 @@ def steps_of(awaitable: Awaitable[T]) -> Any:
 
 def drop_idle_greenlets() -> None:
     """To be called at the end of a thread in which a loop has run: a greenlet can be ended by its own thread alone."""
-    thread_here.idle.clear()
+    per_thread.here.idle.clear()
     drop_workers()

@@ -64,7 +64,7 @@ from ipyportal.concurrency.suspension.loop_internals import (
     replace_cancel,
     take_over_cancels,
 )
-from ipyportal.concurrency.suspension.steps import thread_here
+from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.workers import (
     SHALLOW,
     Ended,
@@ -165,7 +165,7 @@ class Turns:
         # greenlet has crashed where a thread ended with greenlets in it, of which the garbage collector knew.
         if not (self.callers or self._kept or self._loops):
             thread = threading.current_thread()
-            if thread is not threading.main_thread() and not thread_here.ends_its_greenlets:
+            if thread is not threading.main_thread() and not per_thread.here.ends_its_greenlets:
                 end_idle_workers()
 
     def work(self, loop: Any) -> None:
@@ -400,7 +400,7 @@ class Turns:
         caller.on_the_loops_stack = worker is None
         handle = handle_that_runs() if task is None else None
         busy = None if handle is None else Busy(handle)
-        stepping, thread_here.stepping = thread_here.stepping, None
+        stepping, per_thread.here.stepping = per_thread.here.stepping, None
         takes_sigint = takes_sigint and threading.current_thread() is threading.main_thread() and caller.take_sigint()
         own_cancel = None
         if task is not None:
@@ -422,7 +422,7 @@ class Turns:
             if caller.limit is not None:
                 caller.limit.cancel()
                 caller.limit = None
-            thread_here.stepping = stepping
+            per_thread.here.stepping = stepping
             if task is not None:
                 asyncio.tasks._enter_task(loop, task)
                 put_cancel_back(task, own_cancel)
