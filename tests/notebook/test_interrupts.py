@@ -171,7 +171,8 @@ def test_a_press_that_comes_as_the_loop_goes_to_sleep_is_seen(shared: Kernel, tm
     """)
     for n in range(40):
         flag = tmp_path / str(n)
-        pending = shared.execute_async(f"run(begins, {str(flag)!r}, on='thread')")
+        # As a cell whose failure aborts none behind it: the next one may come before the kernel has got over this one.
+        pending = shared.execute_async(f"run(begins, {str(flag)!r}, on='thread')", stop_on_error=False)
         shared.wait_for(flag.exists)
         shared.interrupt()
         error = pending.reply(10).error
