@@ -69,6 +69,10 @@ class Host:
     def launched(self, call: Call[Any]) -> object:
         """Told of each call that `submit` started."""
 
+    def shows_widgets(self) -> bool:
+        """Whether widgets are shown where the code that asks sends its output, if that is a kernel."""
+        return True
+
     def raise_owed(self) -> None:
         """Raise the KeyboardInterrupt that came while it could not be raised."""
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self
 import nbformat
 from nbformat import NotebookNode
 from nbformat.v4 import new_code_cell, new_notebook
-from playwright.sync_api import Locator, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 Theme = Literal["light", "dark"]
 
@@ -41,10 +41,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 class Server:
-    """A JupyterLab server in a process of its own, on a port of loopback. A context manager.
+    """A server of JupyterLab, or of Notebook 7, in a process of its own, on a port of loopback. A context manager.
 
     It neither reads nor writes the user's settings. Its kernels run this interpreter.
     """
+
+    def __init__(self, module: str = "jupyterlab", app: str = "LabApp") -> None:
+        self._module = module
+        self._app = app
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="ipyportal-lab-", ignore_cleanup_errors=True)
@@ -58,16 +62,17 @@ class Server:
             _write_json(home / f"settings/@jupyterlab/{name}.jupyterlab-settings", setting)
         self._log = home / "log"
         # Of the extensions in this environment the widgets' alone: ipyparallel's asks its server, and shows a dialog.
-        widgets = home / "labextensions" / "@jupyter-widgets"
-        widgets.parent.mkdir()
-        widgets.symlink_to(Path(sys.prefix, "share", "jupyter", "labextensions", widgets.name))
+        extensions = home / "labextensions"
+        extensions.mkdir()
+        for name in ("@jupyter-widgets", "anywidget"):
+            (extensions / name).symlink_to(Path(sys.prefix, "share", "jupyter", "labextensions", name))
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+                    *(sys.executable, "-m", self._module, "--no-browser", "--allow-root"),
                     *("--ip=127.0.0.1", "--port=0", "--IdentityProvider.token=", "--ServerApp.password="),
-                    *("--ServerApp.terminals_enabled=False", "--LabApp.expose_app_in_browser=True"),
-                    *(f"--ServerApp.root_dir={self.notebooks}", f"--LabApp.labextensions_path={widgets.parent}"),
+                    *("--ServerApp.terminals_enabled=False", f"--{self._app}.expose_app_in_browser=True"),
+                    *(f"--ServerApp.root_dir={self.notebooks}", f"--{self._app}.labextensions_path={extensions}"),
                 ],
                 env={
                     **{name: value for name, value in os.environ.items() if not name.startswith("JUPYTER")},
@@ -112,7 +117,7 @@ class Server:
             with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
                 return str(json.loads(said.read_text())["url"])
             time.sleep(0.05)
-        raise RuntimeError(f"JupyterLab did not start:\n{self.log()}")
+        raise RuntimeError(f"{self._module} did not start:\n{self.log()}")
 
     def _stop(self) -> None:
         self._process.terminate()  # it ends its kernels
@@ -127,6 +132,16 @@ class Server:
 def _write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+
+
+@contextmanager
+def launched(chromium: str) -> Iterator[Browser]:
+    """Chromium, without a window."""
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        with playwright.chromium.launch(executable_path=chromium, args=arguments) as browser:
+            expect.set_options(timeout=PATIENCE * 1000)
+            yield browser
 
 
 class Lab:
@@ -147,21 +162,13 @@ class Lab:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:
             self.server = stack.enter_context(Server())
-            playwright = stack.enter_context(sync_playwright())
-            browser = stack.enter_context(
-                playwright.chromium.launch(
-                    executable_path=self._chromium,
-                    args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
-                )
-            )
+            browser = stack.enter_context(launched(self._chromium))
             width, height = self._viewport
             self.page = browser.new_page(
                 viewport={"width": width, "height": height}, device_scale_factor=self._scale, color_scheme="light"
             )
             self.page.set_default_timeout(PATIENCE * 1000)
-            expect.set_options(timeout=PATIENCE * 1000)
-            self.page.goto(f"{self.server.url}lab")
-            expect(self.page.locator(".jp-Launcher")).to_be_visible()  # the last to come
+            self.load()
             self._stack = stack.pop_all()
         return self
 
@@ -172,6 +179,11 @@ class Lab:
         trace: TracebackType | None,
     ) -> None:
         self._stack.close()
+
+    def load(self) -> None:
+        """Load the page, also anew."""
+        self.page.goto(f"{self.server.url}lab?reset")
+        expect(self.page.locator(".jp-Launcher")).to_be_visible()  # the last to come
 
     def set_theme(self, theme: Theme) -> None:
         """Have JupyterLab follow a system of this theme."""

@@ -361,7 +361,11 @@ class Kernel:
 
     def click(self, widget_id: str, *, subshell_id: str | None = None) -> Pending:
         """Click an ipywidgets button, as its view does."""
-        return self.comm_msg(widget_id, {"method": "custom", "content": {"event": "click"}}, subshell_id=subshell_id)
+        return self.send_to_widget(widget_id, {"event": "click"}, subshell_id=subshell_id)
+
+    def send_to_widget(self, widget_id: str, content: dict[str, Any], *, subshell_id: str | None = None) -> Pending:
+        """Send what its handlers of messages are called with."""
+        return self.comm_msg(widget_id, {"method": "custom", "content": content}, subshell_id=subshell_id)
 
     def execute_async(
         self,

@@ -44,14 +44,36 @@ def card(pending: Pending) -> Message:
     return found
 
 
-def button(pending: Pending) -> Message:
-    (found,) = [
-        message
-        for message in pending.messages
-        if message["msg_type"] == "display_data"
-        and "application/vnd.jupyter.widget-view+json" in message["content"]["data"]
-    ]
+def place_of_the_value(pending: Pending) -> Message:
+    """What is below the card, and empty until its call has given something."""
+    (found,) = [m for m in pending.messages if m["msg_type"] == "display_data" and m["content"]["data"] == NOTHING]
     return found
+
+
+NOTHING = {"text/plain": "", "text/html": ""}
+
+
+def html_of(pending: Pending) -> str:
+    text: str = card(pending)["content"]["data"]["text/html"]
+    return text
+
+
+def button(html: str) -> tuple[str, str]:
+    """The class and the value of the one button in some HTML."""
+    (found,) = re.findall(r'<button type="button" hidden class="([\w-]+)" value="(\d+)"', html)
+    mark, value = found
+    return mark, value
+
+
+def press(kernel: Kernel, html: str) -> None:
+    """Press the button in some HTML, as the widget does that hears it."""
+    mark, value = button(html)
+    model, its_mark = kernel.value(f"({WIDGET}.model_id, {WIDGET}.mark)")
+    assert mark == its_mark
+    kernel.send_to_widget(model, {"cancel": value}).reply()
+
+
+WIDGET = "__import__('ipyportal.notebook.buttons').notebook.buttons.cancel_buttons._widget"
 
 
 def updates(kernel: Kernel, shown: Message) -> list[str]:
@@ -98,24 +120,45 @@ def test_without_a_name_it_goes_by_the_number_of_its_cell(shared: Kernel) -> Non
     pending = shared.execute_async("%%background\nawait gate('nameless')")
     number = next(m["content"]["execution_count"] for m in pending.reply().messages if m["msg_type"] == "execute_reply")
     assert f"cell {number}" in card(pending)["content"]["data"]["text/plain"]
-    # What is said in place of the button, where there are no widgets, is what can be typed.
-    assert button(pending)["content"]["data"]["text/plain"] == f"to cancel it: %calls cancel cell {number}"
+    # What is said in place of the button, where nothing hears it, is what can be typed.
+    assert f"to cancel it: <code>%calls cancel cell {number}</code>" in html_of(pending)
     assert shared.execute(f"%calls cancel cell {number}").stdout == "cancelled 1\n"
     wait_for_update(shared, card(pending), "cancelled")
 
 
-def test_a_card_says_how_to_cancel_its_call_where_there_is_no_button_for_it(shared: Kernel) -> None:
-    def card_says_how() -> bool:
-        pending = shared.execute_async("%%background job\nawait gate('hint')")
-        pending.reply()
-        return "to cancel it: <code>%calls cancel job</code>" in card(pending)["content"]["data"]["text/html"]
+def test_without_anywidget_a_card_has_no_button_and_says_what_to_type(loaded_kernel: Kernel) -> None:
+    kernel = loaded_kernel
+    kernel.value("import sys\nsys.modules['anywidget'] = None  # as if not installed")
+    pending = kernel.execute_async("%%background job\nimport asyncio\nawait asyncio.sleep(60)")
+    assert pending.reply().error is None
+    assert "to cancel it: <code>%calls cancel job</code>" in html_of(pending)
+    assert "<button" not in html_of(pending)
+    assert "<code>%calls cancel job</code>" in str(kernel.execute("%calls").messages)
 
-    assert not card_says_how()
-    shared.value("ipywidgets = sys.modules.pop('ipywidgets')\nsys.modules['ipywidgets'] = None  # as if not installed")
-    try:
-        assert card_says_how()
-    finally:
-        shared.value("sys.modules['ipywidgets'] = ipywidgets\nopen_gate('hint')")
+
+def test_buttons_are_closed_with_the_extension_and_come_back_with_it(loaded_kernel: Kernel) -> None:
+    kernel = loaded_kernel
+    models = "get_ipython().kernel.comm_manager.comms"
+    for _ in range(2):
+        pending = kernel.execute_async("%%background job\nimport asyncio\nawait asyncio.sleep(60)")
+        assert pending.reply().error is None
+        assert kernel.value(f"len({models})") == 2  # with its layout
+        press(kernel, html_of(pending))
+        assert raised(kernel, "job.result()").ename == "CancelledError"
+        kernel.execute("%unload_ext ipyportal")
+        assert kernel.value(f"len({models})") == 0
+        kernel.execute("%load_ext ipyportal")
+
+
+def test_who_closes_all_widgets_gets_buttons_with_the_next_card(loaded_kernel: Kernel) -> None:
+    kernel = loaded_kernel
+    kernel.execute("%%background first\nimport asyncio\nawait asyncio.sleep(60)")
+    kernel.value("import ipywidgets\nipywidgets.Widget.close_all()")
+    pending = kernel.execute_async("%%background second\nawait asyncio.sleep(60)")
+    assert pending.reply().error is None
+    press(kernel, html_of(pending))
+    assert raised(kernel, "second.result()").ename == "CancelledError"
+    assert kernel.value("first.done()") is False
 
 
 def test_it_runs_where_it_is_told_to(shared: Kernel) -> None:
@@ -165,7 +208,7 @@ def test_the_card_stands_above_what_the_body_says(shared: Kernel) -> None:
         shared.wait_for(lambda one=pending: "'shown at once'" in str(one.messages) and one.stdout_so_far(), 10)
         shown = [m for m in pending.messages if m["msg_type"] in ("display_data", "stream")]
         assert is_card(shown[0])
-        assert shown[1] is button(pending)
+        assert shown[1] is place_of_the_value(pending)
 
 
 def test_a_call_that_cannot_be_started_is_an_error_and_its_card_says_so(shared: Kernel) -> None:
@@ -224,8 +267,7 @@ def test_it_can_be_cancelled_and_cleans_up(shared: Kernel, how: str) -> None:
     )
     shared.wait_for(lambda: pending.done() and pending.stdout_so_far(), 10)
     if how == "the button":
-        view = button(pending)["content"]["data"]["application/vnd.jupyter.widget-view+json"]
-        shared.click(view["model_id"]).reply()
+        press(shared, html_of(pending))
     else:
         shared.execute(how)
     wait_for_update(shared, card(pending), "cancelled")
@@ -262,15 +304,17 @@ def test_the_card_shows_the_call_live_with_one_display_id(shared: Kernel) -> Non
     assert "finished" in updates(shared, shown)[-1]
 
 
-def test_a_card_ends_with_its_button_gone(shared: Kernel) -> None:
+def test_a_card_has_its_button_until_its_end_and_the_same_each_time(shared: Kernel) -> None:
     pending = shared.execute_async("%%background job\nawait gate('button')")
     pending.reply()
-    shown = button(pending)
+    first = html_of(pending)
+    wait_for_update(shared, card(pending), "running")
     shared.value("open_gate('button')")
     wait_for_update(shared, card(pending), "finished")
-    shared.wait_for(lambda: updates(shared, shown) == [""], 10)
-    closed = shown["content"]["data"]["application/vnd.jupyter.widget-view+json"]["model_id"]
-    assert shared.value(f"{closed!r} in getattr(__import__('ipywidgets').widgets.widget, '_instances', {{}})") is False
+    place = display_id(card(pending))
+    later = [m["content"]["data"] for m in of_type(shared, "update_display_data") if display_id(m) == place]
+    assert {button(data["text/html"]) for data in later if "finished" not in data["text/plain"]} == {button(first)}
+    assert "cancel" not in later[-1]["text/html"].lower()
 
 
 def test_the_last_word_of_a_card_is_how_the_call_ended(shared: Kernel) -> None:
@@ -324,9 +368,30 @@ def of_type(kernel: Kernel, msg_type: str) -> list[Message]:
 
 
 def rows(kernel: Kernel) -> list[list[str]]:
-    text = kernel.execute("%calls").result
-    assert text is not None
+    text = shown(kernel.execute_async("%calls"))["text/plain"]
     return [re.split(r"  +", line.strip()) for line in text.splitlines()[1:]]
+
+
+def shown(pending: Pending) -> dict[str, str]:
+    pending.reply()
+    (found,) = [m for m in pending.messages if m["msg_type"] in ("execute_result", "display_data")]
+    data: dict[str, str] = found["content"]["data"]
+    return data
+
+
+def test_calls_has_a_button_for_each_that_runs_and_shows_its_end(shared: Kernel) -> None:
+    shared.execute("%calls clear")
+    shared.value("calls = [submit(gate, name) for name in ('first', 'second')]\nNone")
+    shared.value("for call, name in zip(calls, ('first', 'second')): call.name = name")
+    pending = shared.execute_async("%calls")
+    buttons = shown(pending)["text/html"].split("</tr>")[1:3]  # after the header
+    table = next(m for m in pending.messages if m["msg_type"] == "display_data")
+    press(shared, buttons[0])
+    wait_for_update(shared, table, r"first +cancelled +\d\.\d s +ipyportal-loop.*\nsecond +running +\d\.\d s at ")
+    shared.value("open_gate('second')")
+    wait_for_update(shared, table, r"first +cancelled.*\nsecond +finished +\d\.\d s +ipyportal-loop")
+    assert raised(shared, "calls[0].result()").ename == "CancelledError"
+    shared.execute("del calls, call")
 
 
 def test_calls_lists_what_runs_and_what_ran(shared: Kernel) -> None:
@@ -415,21 +480,20 @@ def test_its_last_value_is_shown_below_its_card_in_its_own_cell(shared: Kernel) 
     other = shared.execute_async("open_gate('value')\njob.result() and None")
     other.reply()
     wait_for_update(shared, card(pending), "finished .* · Table 3 \N{MULTIPLICATION SIGN} 2$")
-    # In the place of the button, so below the card.
-    place = display_id(button(pending))
+    place = display_id(place_of_the_value(pending))
     values = [m for m in of_type(shared, "update_display_data") if display_id(m) == place]
     assert {m["content"]["data"].get("text/html") for m in values} == {"<table>3 by 2</table>"}
 
 
-def test_its_last_value_is_shown_where_there_is_no_button_too(shared: Kernel) -> None:
-    shared.value(TABLE)
-    shared.value("ipywidgets = sys.modules.pop('ipywidgets')\nsys.modules['ipywidgets'] = None  # as if not installed")
-    try:
-        pending = shared.execute_async("%%background job\nTable()")
-        pending.reply()
-        shared.wait_for(lambda: "<table>3 by 2</table>" in html(pending), 10)
-    finally:
-        shared.value("sys.modules['ipywidgets'] = ipywidgets\nNone")
+def test_what_is_said_of_how_to_show_a_value_comes_with_it(shared: Kernel) -> None:
+    shared.value("class Sized:\n    def _repr_html_(self): return '<b>x</b>', {'width': 5}\nNone")
+    pending = shared.execute_async("%%background job\nSized()")
+    pending.reply()
+    wait_for_update(shared, card(pending), "finished")
+    place = display_id(place_of_the_value(pending))
+    shared.wait_for(lambda: [m for m in of_type(shared, "update_display_data") if display_id(m) == place], 10)
+    values = [m for m in of_type(shared, "update_display_data") if display_id(m) == place]
+    assert values[-1]["content"]["metadata"] == {"text/html": {"width": 5}}
 
 
 def html(pending: Pending) -> list[str]:
@@ -511,12 +575,12 @@ def test_a_body_that_blocks_the_loop_thread_says_so_and_what_to_type(shared: Ker
         'running .* it blocks the EventLoopThread, .* belongs in a thread, with --on thread or on="thread"',
     )
     wait_for_update(shared, card(waits), "pending .* it waits: blocker blocks the EventLoopThread")
-    assert "running, it blocks the EventLoopThread" in str(shared.execute("%calls").result)
+    assert "running, it blocks the EventLoopThread" in str(rows(shared))
     shared.value("go_on.set()")
     wait_for_update(shared, card(waits), r"job: finished .* int: 5$")
     wait_for_update(shared, card(blocks), "finished")
     assert "blocks" not in updates(shared, card(blocks))[-1]
-    assert "blocks" not in str(shared.execute("%calls").result)
+    assert "blocks" not in str(rows(shared))
 
 
 def test_what_awaits_for_long_is_not_said_to_block(shared: Kernel) -> None:
@@ -540,6 +604,6 @@ def test_what_cannot_be_sent_is_escaped_and_keeps_nothing_back(shared: Kernel, b
 
 
 def said(kernel: Kernel, pending: Pending) -> str:
-    place = display_id(button(pending))
+    place = display_id(place_of_the_value(pending))
     values = [m["content"]["data"] for m in of_type(kernel, "update_display_data") if display_id(m) == place]
     return pending.stderr_so_far() + str(values).replace("\\\\", "\\")

@@ -14,7 +14,7 @@ CHROMIUM = need_browser("jupyterlab")
 from playwright.sync_api import expect  # noqa: E402 - where there is one
 
 from . import pictures  # noqa: E402
-from .jupyterlab import Lab, Notebook, Theme  # noqa: E402
+from .jupyterlab import Lab, Notebook, Theme, have_done  # noqa: E402
 from .test_display import STATES  # noqa: E402
 from .test_notebooks import FOLDER, code_cells, lasting, read  # noqa: E402
 
@@ -147,6 +147,122 @@ def test_the_button_of_a_card_cancels_its_call(lab: Lab) -> None:
         expect(notebook.cell(1).get_by_role("status")).to_contain_text("job ■ cancelled")
         expect(button).to_have_count(0)
         expect(notebook.outputs(1).last).to_have_text("cleaned up\n")
+        notebook.run(2)
+        assert texts(notebook, 2) == ["True"]
+
+
+JOB = "%%background job\nawait opened()"
+
+
+def test_a_press_may_begin_on_a_card_and_end_on_the_one_that_has_taken_its_place(lab: Lab) -> None:
+    # The race: a card is replaced each second, and a browser sends no click if the button under the pointer changes.
+    with lab.notebook("press", [PRELUDE, JOB]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        button = notebook.cell(1).get_by_role("button", name="Cancel job")
+        button.hover()
+        button.evaluate("button => { window.pressed = button; }")
+        lab.page.mouse.down()
+        lab.page.wait_for_function("!window.pressed.isConnected")
+        lab.page.mouse.up()
+        expect(notebook.cell(1).get_by_role("status")).to_contain_text("job ■ cancelled")
+
+
+def test_a_press_that_is_let_go_elsewhere_cancels_nothing(lab: Lab) -> None:
+    with lab.notebook("elsewhere", [PRELUDE, JOB, "gate.set()\njob.result()"]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        notebook.cell(1).get_by_role("button", name="Cancel job").hover()
+        lab.page.mouse.down()
+        notebook.cell(0).hover()
+        lab.page.mouse.up()
+        notebook.run(2)
+        expect(notebook.cell(1).get_by_role("status")).to_contain_text("job ✓ finished")
+
+
+def test_the_button_keeps_the_focus_when_its_card_is_replaced_and_a_key_presses_it(lab: Lab) -> None:
+    with lab.notebook("keys", [PRELUDE, JOB]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        button = notebook.cell(1).get_by_role("button", name="Cancel job")
+        button.focus()
+        button.evaluate("button => { window.focused = button; }")
+        lab.page.wait_for_function("!window.focused.isConnected")
+        expect(button).to_be_focused()
+        lab.page.keyboard.press("Enter")
+        expect(notebook.cell(1).get_by_role("status")).to_contain_text("job ■ cancelled")
+
+
+def test_nothing_moves_when_a_call_ends_and_a_card_is_as_wide_as_its_cell(lab: Lab) -> None:
+    with lab.notebook("layout", [PRELUDE, JOB, "gate.set()\njob.result()"]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        expect(notebook.cell(1).get_by_role("button", name="Cancel job")).to_be_visible()
+
+        def sizes() -> list[dict[str, float]]:
+            boxes = [output.bounding_box() for output in notebook.outputs(1).all()]
+            return [{"y": box["y"], "width": box["width"], "height": box["height"]} for box in boxes if box is not None]
+
+        before = sizes()
+        notebook.run(2)
+        expect(notebook.cell(1).get_by_role("status")).to_contain_text("finished")
+        assert sizes() == before
+        assert before[1]["height"] == 0  # where its value would be
+        card = notebook.cell(1).get_by_role("status").bounding_box()
+        assert card is not None
+        assert card["width"] > 0.95 * before[0]["width"]
+
+
+def test_the_table_of_calls_has_buttons_and_shows_the_end(lab: Lab) -> None:
+    with lab.notebook("calls", [PRELUDE, JOB, "%calls"]) as notebook:
+        for number in range(3):
+            notebook.run(number)
+        row = notebook.cell(2).get_by_role("row", name="job")
+        row.get_by_role("button", name="Cancel job").click()
+        expect(row).to_contain_text("cancelled")
+        expect(row.get_by_role("button")).to_have_count(0)
+
+
+def test_a_file_that_was_saved_while_a_call_ran_says_since_when_and_has_no_button(lab: Lab) -> None:
+    with lab.notebook("dead", [PRELUDE, JOB, "%calls"]) as notebook:
+        for number in range(3):
+            notebook.run(number)
+        expect(notebook.cell(1).get_by_role("button", name="Cancel job")).to_be_visible()
+        card = re.compile(
+            r"job ▶ running · on ipyportal-loop · \d+\.\d s at \d\d:\d\d:\d\dto cancel it: %calls cancel job"
+        )
+        expect(notebook.cell(1).get_by_role("status")).to_have_text(card)
+        cells = notebook.saved().cells
+    lab.load()
+    with lab.notebook("reopened", cells) as notebook:  # with another kernel, in which nothing runs
+        # Nobody trusts this file here: what is left of the card is that.
+        expect(notebook.outputs(1).first).to_have_text(card)
+        expect(notebook.cell(1).get_by_text("%calls cancel job")).to_be_visible()
+        assert not lab.page.get_by_role("button", name="Cancel job").count()
+        assert "Error" not in "".join(texts(notebook, 1))
+
+
+def test_a_restart_of_the_kernel_takes_the_buttons_away(lab: Lab) -> None:
+    with lab.notebook("restart", [PRELUDE, JOB]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        button = notebook.cell(1).get_by_role("button", name="Cancel job")
+        expect(button).to_be_visible()
+        have_done(lab.page, "() => jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        expect(button).to_have_count(0)
+
+
+def test_after_a_reload_of_the_page_a_button_is_heard_again(lab: Lab) -> None:
+    with lab.notebook("reload", [PRELUDE, JOB, "job.cancelled()"]) as notebook:
+        notebook.run(0)
+        notebook.run(1)
+        button = notebook.cell(1).get_by_role("button", name="Cancel job")
+        expect(button).to_be_visible()
+        notebook.saved()
+        lab.page.reload()
+        button.click()
+        # JupyterLab does not know any more which display the card was: that it has ended is told by the widget.
+        expect(notebook.cell(1).get_by_role("status")).to_contain_text("job ■ cancelled")
         notebook.run(2)
         assert texts(notebook, 2) == ["True"]
 

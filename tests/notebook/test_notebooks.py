@@ -75,6 +75,9 @@ def outputs(messages: list[Message], latest: dict[str, Message]) -> list[Noteboo
             found[-1].text += output.text
         else:
             found.append(output)
+    for output in found:
+        if output.output_type == "stream":  # as a terminal shows it: a bar's last state
+            output.text = re.sub(r"[^\n]*\r(?=[^\n])", "", output.text)
     return found
 
 
@@ -103,9 +106,9 @@ def test_a_notebook_gives_the_outputs_that_are_stored_in_it(path: Path) -> None:
 
 
 def lasting(found: list[NotebookNode]) -> list[str]:
-    """Without the cards of calls, which have a button with its own id, and without the elapsed times of calls."""
+    """Without the cards of calls, which may be of one that runs, and without elapsed times."""
     kept = [json.dumps(last_line_of_traceback(output), sort_keys=True) for output in found if not is_card(output)]
-    return [re.sub(r"\b\d+\.\d s\b", "(elapsed)", output) for output in kept]
+    return [re.sub(r"\b\d+\.\d s\b|\[\d\d:\d\d<.*?it/s\]", "(elapsed)", output) for output in kept]
 
 
 def last_line_of_traceback(output: NotebookNode) -> NotebookNode | str:

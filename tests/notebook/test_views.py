@@ -148,7 +148,9 @@ def table(*calls: Call[Any]) -> CallsTable:
     history = History()
     for call in calls:
         history.add(call, 3)
-    return CallsTable(history)
+    shown = CallsTable(history)
+    vars(shown)["calls"] = calls  # as a notebook's variables hold them
+    return shown
 
 
 def check(make: Callable[[str], Call[Any]], text: str) -> None:

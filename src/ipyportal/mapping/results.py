@@ -254,7 +254,10 @@ def _length(iterable: Any) -> int:
 
 def _make_bar(iterables: tuple[Any, ...]) -> Any:
     try:
-        from tqdm.auto import tqdm
+        if hosts.current.shows_widgets():
+            from tqdm.auto import tqdm
+        else:
+            from tqdm import tqdm  # type: ignore[assignment]
     except ImportError:
         raise ImportError("map(..., progress=True) needs the package tqdm: pip install tqdm") from None
     shortest = min(_length(iterable) for iterable in iterables)

@@ -20,7 +20,9 @@ from ipyportal.concurrency.cancellation.clock import Timer, clock
 from ipyportal.concurrency.labels import one_line, place_name, sendable, short_repr, type_name
 from ipyportal.concurrency.portals.loops import EventLoopThread
 from ipyportal.concurrency.reporting import traceback_of
-from ipyportal.notebook.history import History, Launched, as_typed
+from ipyportal.notebook.buttons import cancel_buttons
+from ipyportal.notebook.history import History, Launched
+from ipyportal.notebook.html import frame, table
 from ipyportal.notebook.kernel import on_output_thread
 
 __all__ = ["CallView", "CallsTable", "tell_ended"]
@@ -47,6 +49,8 @@ _SIGNS = {
     State.TIMEDOUT: "✗",
 }
 
+
+_NOTHING = {"text/plain": "", "text/html": ""}  # which takes no room
 
 _TIMES = " \N{MULTIPLICATION SIGN} "
 
@@ -112,23 +116,25 @@ class _Shown:
 
         self._handle: Any = display(bundle, raw=True, display_id=True)
         self._lock = threading.Lock()
-        self._next: dict[str, Any] | None = None
+        self._next: tuple[dict[str, Any], dict[str, Any]] | None = None
 
-    def update(self, bundle: dict[str, Any]) -> None:
+    def update(self, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
         """Show something else. From any thread, which does not wait until it is sent.
 
         Where output is held up, what has not been sent is replaced: there is never more than one to send.
         """
         with self._lock:
             to_be_sent = self._next is not None
-            self._next = bundle
+            self._next = bundle, metadata or {}
         if not to_be_sent:
             on_output_thread(self._send)
 
     def _send(self) -> None:
         with self._lock:
-            bundle, self._next = self._next, None
-        self._handle.update(bundle, raw=True)
+            following, self._next = self._next, None
+        if following is not None:
+            bundle, metadata = following
+            self._handle.update(bundle, metadata=metadata, raw=True)
 
 
 class CallView:
@@ -138,7 +144,7 @@ class CallView:
         self._call = call
         self._launched = launched
         self._shown: _Shown | None = None
-        self._button: _CancelButton | None = None
+        self._below: _Shown | None = None
         self._place: str | None = None
         self._note = ""
 
@@ -168,24 +174,20 @@ class CallView:
     def _html(self, facts: list[str]) -> str:
         call = self._call
         colour = _COLOURS[call.state]
-        hint = ""
-        if not call.done() and self._button is None:
-            hint = (
-                '<div style="color: var(--jp-ui-font-color2, #666); font-size: 90%">'
-                f"to cancel it: <code>{escape(_how_to_cancel(call))}</code></div>"
-            )
         spans = "".join(f"<span> · {escape(fact)}</span>" for fact in facts)
-        return (
-            # A screen reader is told how the call ended, and not each second how long it has run.
-            f'<div role="status" aria-live="{"polite" if call.done() else "off"}" '
-            'style="border: 1px solid var(--jp-border-color2, #ccc); border-left: 4px solid '
-            f"{colour}; border-radius: 3px; padding: 4px 10px; margin: 2px 0; max-width: 60em; "
-            "color: var(--jp-ui-font-color1, inherit); background: var(--jp-layout-color1, transparent); "
-            'font-family: var(--jp-ui-font-family, sans-serif)">'
+        # The colour is the sign's alone: as that of a word some would be hard to read on their background.
+        said = (
+            '<span style="flex: 1; overflow-wrap: anywhere">'
             f'<code style="background: none; color: inherit; padding: 0">{escape(call.name)}</code> '
-            # The colour is the sign's alone: as that of a word some would be hard to read on their background.
             f'<strong><span style="color: {colour}">{_SIGNS[call.state]}</span> {call.state.value}</strong>'
-            f"{spans}{hint}</div>"
+            f"{spans}</span>"
+        )
+        return frame(
+            said + cancel_buttons.html(call, "to cancel it: "),
+            f"border-left: 4px solid {colour}; padding: 4px 10px; display: flex; flex-wrap: wrap; "
+            "align-items: baseline; gap: 0 1em",
+            # A screen reader is told how the call ended, and not each second how long it has run.
+            f'role="status" aria-live="{"polite" if call.done() else "off"}" ',
         )
 
     def bundle(self, *, over: bool = True) -> dict[str, str]:
@@ -197,32 +199,28 @@ class CallView:
         facts = self._facts(outcome)
         return {"text/plain": self._text(facts), "text/html": self._html(facts)}
 
-    def show(self) -> None:
-        """Show a card in the cell that is running."""
+    def show(self, *, value: bool = False) -> None:
+        """Show a card in the cell that is running, and keep a place below it for the call's value."""
         if _in_kernel():
-            self._button = _CancelButton.of(self._call)
+            cancel_buttons.listen()
         self._shown = _Shown(self.bundle())
-        if self._button is not None:
-            self._button.show()
+        if value and _in_kernel():
+            self._below = _Shown(_NOTHING)
 
     def show_value(self, value: Any) -> None:
         """Show below the card what the call has given, as a cell shows its last value. In the call, or after it.
 
-        It takes the button's place: a change of an earlier display reaches nbclient too, a new one does not.
+        It takes the place that was kept: a change of an earlier display reaches nbclient too, a new one does not.
         """
         from IPython import get_ipython
 
         shell: Any = get_ipython()
-        if value is None or not _in_kernel():
+        if value is None or self._below is None:
             return
         bundle, metadata = shell.display_formatter.format(value)
-        if not bundle:
-            return  # it has shown itself
-        bundle = {kind: sendable(data) if isinstance(data, str) else data for kind, data in bundle.items()}
-        if self._button is not None:
-            self._button.instead = bundle
-        else:
-            on_output_thread(lambda: shell.display_pub.publish(data=bundle, metadata=metadata))
+        if bundle:  # or else it has shown itself
+            bundle = {kind: sendable(data) if isinstance(data, str) else data for kind, data in bundle.items()}
+            _last_word(self._below, bundle, metadata)
 
     def follow(self, launched: Launched | None) -> None:
         """Keep the card up to date until the call is over. What it raised is shown below, as that of a cell.
@@ -263,9 +261,9 @@ class CallView:
                 self._note = ""
                 if timer is not None:
                     clock.cancel(timer)
-                _last_word(shown, self.bundle())
-            if self._button is not None:
-                self._button.remove()
+                bundle = self.bundle()
+                _last_word(shown, bundle)
+            cancel_buttons.over(self._call, bundle["text/html"])
             context.copy().run(_show_failure, self._call)
 
         if _in_kernel():
@@ -274,7 +272,7 @@ class CallView:
         self._call.add_done_callback(over)
 
 
-_ended: deque[tuple[_Shown, dict[str, Any]]] = deque(maxlen=200)
+_ended: deque[tuple[_Shown, dict[str, Any], dict[str, Any] | None]] = deque(maxlen=200)
 """The last word of cards whose calls are over, which may have come when no cell ran."""
 
 
@@ -287,18 +285,18 @@ def _by_the_cell_that_runs(function: Callable[..., object], *args: Any) -> None:
     contextvars.Context().run(function, *args)
 
 
-def _last_word(shown: _Shown, bundle: dict[str, Any]) -> None:
-    _by_the_cell_that_runs(shown.update, bundle)
+def _last_word(shown: _Shown, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    _by_the_cell_that_runs(shown.update, bundle, metadata)
     if _in_kernel():  # a terminal would show it twice
-        _ended.append((shown, bundle))
+        _ended.append((shown, bundle, metadata))
 
 
 def tell_ended(_: object = None) -> None:
     """Send once more what has become of calls. At the end of a cell, before it is told to be over."""
     with suppress(IndexError):  # that is the end; another shell's cell may take some, too
         while True:
-            shown, bundle = _ended.popleft()
-            shown.update(bundle)
+            shown, bundle, metadata = _ended.popleft()
+            shown.update(bundle, metadata)
 
 
 class _Heartbeat:
@@ -379,79 +377,57 @@ def _in_kernel() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 
-def _how_to_cancel(call: Call[Any]) -> str:
-    return f"%calls cancel {as_typed(call.name)}"
-
-
-class _CancelButton:
-    """A button that cancels a call; where the frontend has no widgets, a line that says what to type."""
-
-    def __init__(self, call: Call[Any], ipywidgets: Any) -> None:
-        self._button = ipywidgets.Button(description="Cancel", tooltip=f"Cancel {call.name}")
-        self._button.on_click(lambda _: call.cancel())
-        self._text = f"to cancel it: {_how_to_cancel(call)}"
-        self._shown: _Shown | None = None
-        self.instead: dict[str, Any] = {"text/plain": ""}
-        """What stands in its place when the call is over. A notebook is stored without its widgets: it would show the
-        text in place of the button."""
-
-    @classmethod
-    def of(cls, call: Call[Any]) -> _CancelButton | None:
-        """The button of a call; None where ipywidgets is not installed."""
-        try:
-            import ipywidgets
-        except ImportError:
-            return None
-        return cls(call, ipywidgets)
-
-    def show(self) -> None:
-        """Show it in the cell that is running."""
-        view = {"version_major": 2, "version_minor": 0, "model_id": self._button.model_id}
-        self._shown = _Shown({"text/plain": self._text, "application/vnd.jupyter.widget-view+json": view})
-
-    def remove(self) -> None:
-        """Take it away. From any thread."""
-        for widget in (self._button, self._button.layout, self._button.style):  # ipywidgets keeps open ones for good
-            widget.close()
-        if self._shown is not None:
-            _last_word(self._shown, self.instead)
-
-
 class CallsTable:
-    """What ``%calls`` shows."""
+    """What ``%calls`` shows. In a notebook it follows the calls that run."""
 
     HEADER = ("name", "state", "elapsed", "where", "cell")
 
     def __init__(self, calls: Iterable[Launched]) -> None:
-        self._rows = [
+        self._calls = list(calls)
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        now = time.strftime("%H:%M:%S")
+        return [
             (
                 one.name,
                 f"{one.state.value}, {one.note}" if one.note and one.ended is None else one.state.value,
-                _seconds(one.elapsed),
+                _seconds(one.elapsed) if one.ended is not None else f"{_seconds(one.elapsed)} at {now}",
                 one.where,
                 "" if one.cell is None else f"In [{one.cell}]",
             )
-            for one in calls
+            for one in self._calls
         ]
 
     def __repr__(self) -> str:
-        if not self._rows:
+        if not self._calls:
             return "no calls"
-        rows = [self.HEADER, *self._rows]
+        rows = [self.HEADER, *self._rows()]
         widths = [max(len(row[column]) for row in rows) for column in range(len(self.HEADER))]
         return "\n".join(
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
         )
 
     def _repr_html_(self) -> str:
-        if not self._rows:
-            return "<em>no calls</em>"
-        head = "".join(f'<th scope="col" style="text-align: left">{escape(name)}</th>' for name in self.HEADER)
-        body = "".join(
-            "<tr>" + "".join(f'<td style="text-align: left">{escape(cell)}</td>' for cell in row) + "</tr>"
-            for row in self._rows
-        )
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        if not self._calls:
+            return frame("no calls", "padding: 4px 10px")
+        rows = zip(self._rows(), map(self._button, self._calls), strict=True)
+        return table(rows, self.HEADER)
+
+    def _button(self, one: Launched) -> str:
+        call = one.call()
+        return "" if call is None else cancel_buttons.html(call)
+
+    def _bundle(self) -> dict[str, Any]:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()}
+
+    def _ipython_display_(self) -> None:
+        running = [call for one in self._calls if one.ended is None and (call := one.call()) is not None]
+        if not running or not _in_kernel():
+            raise NotImplementedError  # IPython then asks the methods above
+        cancel_buttons.listen()
+        shown = _Shown(self._bundle())
+        for call in running:
+            call.add_done_callback(lambda _: _last_word(shown, self._bundle()))
 
 
 def register_formatters(shell: Any, history: History) -> Callable[[], None]:

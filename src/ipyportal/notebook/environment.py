@@ -15,6 +15,7 @@ from ipyportal import patching
 from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
 from ipyportal.concurrency.labels import one_line, short_repr
 from ipyportal.concurrency.suspension.loops import turns_possible
+from ipyportal.notebook.html import table
 from ipyportal.routes import get_route
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ class Report:
             loop = None
         packages = [
             f"{package} {'.'.join(map(str, version))}"
-            for package in ("ipython", "ipykernel", "ipywidgets", "greenlet", "uvloop")
+            for package in ("ipython", "ipykernel", "ipywidgets", "anywidget", "greenlet", "uvloop")
             if (version := version_of(package))
         ]
         frontend = _frontend()
@@ -130,6 +131,9 @@ class Report:
         width = max(len(subject) for subject, _ in lines)
         return "\n".join(f"{subject.ljust(width)}  {text}".rstrip() for subject, text in lines)
 
+    def _repr_html_(self) -> str:
+        return table((line, "") for line in self.lines())
+
 
 _HERE = ", in a cell on its own loop"
 _LOOP = ", on the EventLoopThread"
@@ -157,6 +161,19 @@ def _frontend() -> str | None:
     if "JPY_SESSION_NAME" in os.environ:  # set by Jupyter's server, for the notebook that the kernel is started for
         return "of a Jupyter server (JupyterLab, Notebook)"
     return None
+
+
+def shows_widgets(shell: Any) -> bool:
+    """Whether widgets are shown where a kernel's cell sends its output, as far as that can be told.
+
+    Notebooks say with a request which of their cells it is. ``jupyter console`` does not, and shows no widgets; nor
+    does nbclient, and of its files many readers show none.
+    """
+    if "COLAB_RELEASE_TAG" in os.environ or "VOILA_PREHEAT" in os.environ:
+        return True
+    parent = getattr(shell, "parent_header", None)
+    metadata = parent.get("metadata") if isinstance(parent, dict) else None
+    return isinstance(metadata, dict) and "cellId" in metadata
 
 
 def _suspended(environment: Environment) -> str:

@@ -18,9 +18,10 @@ from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
 from ipyportal.notebook.await_in_magics import AwaitInMagics
+from ipyportal.notebook.buttons import cancel_buttons
 from ipyportal.notebook.cells import cell_number, in_a_cell
 from ipyportal.notebook.display import register_formatters, tell_ended
-from ipyportal.notebook.environment import Environment, Report, detect
+from ipyportal.notebook.environment import Environment, Report, detect, shows_widgets
 from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.kernel import LiveKernel
@@ -78,6 +79,7 @@ class Extension(Host):
         self._undo.append(_explain_run(self.shell))
         self.timing.switch(True)
         self._undo.append(register_formatters(self.shell, self.history))
+        self._undo.append(cancel_buttons.close)
         self._undo.append(_add_completions(self.shell))
 
     def unload(self) -> None:
@@ -130,6 +132,9 @@ class Extension(Host):
         ):
             return super().blocking()
         return KeyboardInterrupts(signal.getsignal(signal.SIGINT), as_cancel=True)
+
+    def shows_widgets(self) -> bool:
+        return self.environment.kernel is None or shows_widgets(self.shell)
 
     def interrupted(self) -> BaseException | None:
         return self.interrupts.take()

@@ -186,7 +186,7 @@ class PortalMagics(Magics):
         call.set_timeout(timeout)
         portal = portal_of(on if on is not None else get_route())
         view = CallView(call, None)
-        view.show()  # first, so that it stands above what the body prints
+        view.show(value=True)  # first, so that it stands above what the body prints
         try:
             portal.submit(call)
         except BaseException:
