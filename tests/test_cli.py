@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -65,8 +66,68 @@ def test_the_doctor_speaks_json() -> None:
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["ipyportal"] == ipyportal.__version__
-    assert found["Python"] == sys.version.split()[0]
-    assert "ipykernel" in found["packages"]
+    assert found["python"] == sys.version.split()[0]
+    assert found["executable"] == sys.executable
+    assert found["packages"]["ipykernel"] == metadata.version("ipykernel")
+    assert (found["kind"], found["cells_are_suspended"], found["calls_running"]) == ("kernel", True, 0)
+    assert (found["threads"], found["to_do"]) == ([], [])
+    assert all(re.fullmatch("[a-z_]+", key) for key in found)
+
+
+def in_a_terminal(*arguments: str, columns: int) -> str:
+    """What the command shows in a terminal of this width, with its escape sequences."""
+    pexpect = pytest.importorskip("pexpect", reason="there are no pseudo-terminals")
+    terminal = pexpect.spawn(
+        sys.executable,
+        ["-m", "ipyportal", *arguments],
+        encoding="utf-8",
+        timeout=50,
+        dimensions=(50, columns),
+        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"},
+    )
+    try:
+        terminal.expect(pexpect.EOF)
+        shown: str = terminal.before
+    finally:
+        terminal.close(force=True)
+    assert terminal.exitstatus == 0, shown
+    return shown.replace("\r\n", "\n")
+
+
+def test_the_doctor_breaks_no_word_in_a_terminal() -> None:
+    shown = in_a_terminal("doctor", columns=80)
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "the stop button does not reach it" in " ".join(shown.split()) or "not known" in shown
+
+
+def test_the_demo_shows_markdown_and_colours_in_a_terminal(tmp_path: Path) -> None:
+    words = "Prose with **bold** words and `code` in it, longer than the terminal is wide."
+    path = save(
+        tmp_path / "shown.ipynb",
+        new_markdown_cell(f"# A title\n\n{words}"),
+        new_code_cell("async def f():\n    return 6 * 7\n\nawait f()"),
+    )
+    shown = in_a_terminal("demo", str(path), columns=40)
+    assert "\x1b[" in shown
+    plain = re.sub(r"\x1b\[[0-?]*[ -/]*[@-~]", "", shown)
+    lines = [line.rpartition("\r")[2].rstrip() for line in plain.splitlines()]
+    assert "Prose with bold words and code in it," in lines
+    assert lines[lines.index("Prose with bold words and code in it,") + 1] == "longer than the terminal is wide."
+    assert "In [1]: async def f():" in lines
+    assert "   ...:     return 6 * 7" in lines
+    assert "Out[1]: 42" in lines
+    assert max(map(len, lines)) <= 40
+
+
+def test_who_reads_no_further_sees_no_traceback() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "ipyportal", "doctor"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
 def hide(package: str, folder: Path) -> dict[str, str]:

@@ -13,8 +13,10 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_DEMO_PACKAGES = ("nbclient", "nbformat", "jupyter_client", "tqdm", "httpx")
+_DEMO_PACKAGES = ("nbclient", "nbformat", "jupyter_client", "tqdm", "httpx", "rich")
 _ESCAPE_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the program's name; ``sys.argv`` gives it when omitted.
 
     Returns:
-        0 if all went well, 1 if a cell failed or could not be run, 130 after Ctrl-C.
+        0 if all went well, 1 if a cell failed or could not be run, or nobody read what it wrote, 130 after Ctrl-C.
 
     Raises:
         SystemExit: with status 2 for a wrong command line, 0 after ``--help`` and ``--version``.
@@ -49,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="ipyportal",
         description="Run async code from synchronous code in a live notebook.",
+        epilog="In a notebook: %load_ext ipyportal, then %portal says what ipyportal doctor says here.",
     )
     parser.add_argument("--version", action="version", version=f"ipyportal {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -79,14 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Start a kernel with this Python, load the extension in it, and show what it says of itself: what "
         "%%portal says in a notebook. The exit status is 1 if that could not be done.",
     )
-    doctor.add_argument("--json", action="store_true", help="as JSON, for a bug report")
+    doctor.add_argument("--json", action="store_true", help="as JSON, for programs and bug reports")
     doctor.set_defaults(command=_doctor)
     options = parser.parse_args(arguments)
     try:
         status: int = options.command(options)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
+    except BrokenPipeError:  # who reads it has had enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        status = 1
     return status
 
 
@@ -119,15 +126,20 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     try:
-        found = examine()
+        lines, facts = examine()
     except RuntimeError as error:
         return _fail(f"ipyportal does not work in a kernel of {sys.executable}: {error}")
-    found = {"ipyportal": __version__, **found}
     if options.json:
-        print(json.dumps(found, indent=2))
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{subject.ljust(width)}  {text}".rstrip() for subject, text in found.items()))
+        print(json.dumps({"ipyportal": __version__, **facts}, indent=2))
+        return 0
+    lines = [("ipyportal", __version__), *lines]
+    width = max(len(subject) for subject, _ in lines)
+    # As wide as the terminal, where there is one: no word is broken.
+    columns = max(shutil.get_terminal_size().columns, width + 30) if sys.stdout.isatty() else 10_000
+    for subject, text in lines:
+        wrapper = textwrap.TextWrapper(columns, subject.ljust(width + 2), " " * (width + 2))
+        wrapper.break_long_words = wrapper.break_on_hyphens = False
+        print(wrapper.fill(text))
     return 0
 
 
@@ -223,17 +235,43 @@ def _is_code(cell: NotebookNode) -> bool:
 
 
 def _show(cell: NotebookNode, file: TextIO) -> None:
-    """Write a cell as a terminal shows it: prose as it is, code behind a prompt, outputs below."""
+    """Write a cell as a terminal shows it: prose, or code behind a prompt and its outputs below."""
+    if file.isatty() and "NO_COLOR" not in os.environ:
+        _show_in_colour(cell, file)
+        return
     if _is_code(cell):
         lines = _behind_prompt(f"In [{cell.execution_count or ' '}]: ", cell.source)
         lines += [line for output in cell.outputs for line in _output_lines(output)]
     else:
         lines = cell.source.strip().splitlines()
-    text = "\n".join([*lines, "", ""])
-    if not file.isatty() or "NO_COLOR" in os.environ:
-        text = _ESCAPE_SEQUENCE.sub("", text)
-    file.write(text)
+    file.write(_ESCAPE_SEQUENCE.sub("", "\n".join([*lines, "", ""])))
     file.flush()
+
+
+def _show_in_colour(cell: NotebookNode, file: TextIO) -> None:
+    """The same for a terminal, as wide as that is: prose as Markdown is meant, code in colours, no word broken."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+    from rich.syntax import Syntax
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(file=file, highlight=False)
+    if _is_code(cell):
+        prompt = f"In [{cell.execution_count or ' '}]: "
+        code = Syntax("", "python", theme="ansi_dark", background_color="default").highlight(cell.source)
+        code.rstrip()
+        grid = Table.grid()
+        grid.add_column(style="green", no_wrap=True)
+        grid.add_column(overflow="fold")
+        for number, line in enumerate(code.split("\n", allow_blank=True)):
+            grid.add_row(prompt if number == 0 else "...: ".rjust(len(prompt)), line)
+        console.print(grid)
+        for output in cell.outputs:
+            console.print(Text.from_ansi("\n".join(_output_lines(output))))
+    else:
+        console.print(Markdown(cell.source))
+    console.print()
 
 
 def _output_lines(output: NotebookNode) -> Iterable[str]:

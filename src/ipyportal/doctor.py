@@ -15,7 +15,7 @@ from typing import Any
 __all__ = ["examine", "this_interpreter"]
 
 _LOAD = "%load_ext ipyportal"
-_REPORT = "__import__('json').dumps(get_ipython().run_line_magic('portal', '').lines())"
+_REPORT = "__import__('json').dumps([(found := get_ipython().run_line_magic('portal', '')).lines(), found.facts()])"
 
 
 def this_interpreter(manager: type) -> Any:
@@ -37,11 +37,14 @@ def this_interpreter(manager: type) -> Any:
     return ThisInterpreter
 
 
-def examine(timeout: float = 60.0) -> dict[str, str]:
-    """Ask a fresh kernel what it found: subjects, and what there is to say about each.
+def examine(timeout: float = 60.0) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """Ask a fresh kernel what it found.
 
     Args:
         timeout: Seconds for the kernel to start and to answer.
+
+    Returns:
+        Pairs of a subject and what there is to say about it; and the same for programs.
 
     Raises:
         RuntimeError: It did not start, or the extension could not be loaded in it; with what it said.
@@ -68,7 +71,8 @@ def examine(timeout: float = 60.0) -> dict[str, str]:
         manager.cleanup_resources()
     if answer["status"] != "ok":
         raise RuntimeError(f"the extension did not load: {answer['ename']}: {answer['evalue']}")
-    return dict(json.loads(ast.literal_eval(answer["data"]["text/plain"])))
+    lines, facts = json.loads(ast.literal_eval(answer["data"]["text/plain"]))
+    return [(subject, text) for subject, text in lines], facts
 
 
 def _ask(client: Any, code: str, expressions: dict[str, str], deadline: float) -> Any:

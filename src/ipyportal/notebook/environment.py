@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
+import platform
 import sys
 import threading
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching
 from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
-from ipyportal.concurrency.labels import one_line, short_repr
+from ipyportal.concurrency.labels import one_line, sendable, short_repr
 from ipyportal.concurrency.suspension.loops import turns_possible
 from ipyportal.notebook.html import table
 from ipyportal.routes import get_route
@@ -84,46 +85,52 @@ class Report:
         self._environment = environment
         self._running = running
 
+    def facts(self) -> dict[str, Any]:
+        """The same for programs: names that stay, and values of JSON's types; None for what does not apply here."""
+        environment = self._environment
+        kernel = environment.kernel
+        loop = asyncio._get_running_loop()
+        return {
+            "kind": environment.kind.name.lower(),
+            "frontend": _frontend(),
+            "python": sys.version.split()[0],
+            "implementation": sys.implementation.name,
+            "executable": sendable(sys.executable),
+            "platform": platform.platform(),
+            "packages": {package: version for package in _PACKAGES if (version := _installed(package))},
+            "loop": None if loop is None else patching.loop_name(loop),
+            "cells_are_suspended": environment.can_suspend,
+            "why_not": environment.why_not or None,
+            "widgets_are_live": environment.can_suspend if kernel is not None and version_of("ipywidgets") else None,
+            "subshells": None if kernel is None else _has_subshells(kernel),
+            "route": None if get_route() is None else _route(),
+            "asyncio_is_patched": patching.patched(),
+            "nest_asyncio_is_applied": nest_asyncio_applied(),
+            "calls_running": self._running,
+            "threads": _threads(),
+            "to_do": _to_do(environment),
+        }
+
     def lines(self) -> list[tuple[str, str]]:
         """Pairs of a subject and what there is to say about it."""
-        environment = self._environment
-        try:
-            loop: asyncio.AbstractEventLoop | None = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        packages = [
-            f"{package} {'.'.join(map(str, version))}"
-            for package in ("ipython", "ipykernel", "ipywidgets", "anywidget", "greenlet", "uvloop")
-            if (version := version_of(package))
-        ]
-        frontend = _frontend()
+        environment, facts = self._environment, self.facts()
+        where = "" if facts["frontend"] is None else f", {facts['frontend']}"
+        rule = f"by the rule{_HERE if environment.can_suspend else _LOOP}{_in_a_line_that_awaits(environment)}"
         return [
-            ("this is", environment.kind.value if frontend is None else f"{environment.kind.value}, {frontend}"),
-            ("Python", sys.version.split()[0]),
-            ("packages", ", ".join(packages)),
-            (
-                "the loop of this thread",
-                "none runs" if loop is None else patching.loop_name(loop),
-            ),
+            ("this is", f"{environment.kind.value}{where}"),
+            ("Python", f"{facts['python']}, {facts['executable']}"),
+            ("system", facts["platform"]),
+            ("packages", ", ".join(f"{package} {version}" for package, version in facts["packages"].items())),
+            ("the loop of this thread", facts["loop"] or "none runs"),
             ("a waiting cell is", f"{_suspended(environment)}: {_why(environment)}"),
             ("widgets meanwhile", _widgets(environment)),
             ("subshells", _subshells(environment)),
-            (
-                "calls run",
-                f"by the rule{_HERE if environment.can_suspend else _LOOP}{_in_a_line_that_awaits(environment)}"
-                if get_route() is None
-                else f"on {_route()}",
-            ),
+            ("calls run", rule if facts["route"] is None else f"on {facts['route']}"),
             ("asyncio.run()", _asyncio_run(environment)),
             ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
-            (
-                "threads",
-                ", ".join(
-                    one_line(thread.name) for thread in threading.enumerate() if thread.name.startswith("ipyportal")
-                ),
-            ),
-            ("to do", "; ".join(_to_do(environment)) or "nothing"),
+            ("threads", ", ".join(facts["threads"]) or "none of ipyportal's yet"),
+            ("to do", "; ".join(facts["to_do"]) or "nothing"),
         ]
 
     def __repr__(self) -> str:
@@ -135,6 +142,11 @@ class Report:
         return table((line, "") for line in self.lines())
 
 
+_PACKAGES = (
+    *("ipython", "ipykernel", "ipywidgets", "anywidget", "jupyterlab", "notebook", "tqdm"),
+    *("greenlet", "uvloop"),
+)
+
 _HERE = ", in a cell on its own loop"
 _LOOP = ", on the EventLoopThread"
 
@@ -142,6 +154,17 @@ _LOOP = ", on the EventLoopThread"
 def _route() -> str:
     route = get_route()
     return route if isinstance(route, str) else short_repr(route)
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _threads() -> list[str]:
+    return [one_line(thread.name) for thread in threading.enumerate() if thread.name.startswith("ipyportal")]
 
 
 def _nest_asyncio() -> str:
@@ -217,10 +240,14 @@ def _widgets(environment: Environment) -> str:
     return "live: their messages are handled" if environment.can_suspend else "not live: their messages wait"
 
 
+def _has_subshells(kernel: Any) -> bool:
+    return "kernel subshells" in getattr(kernel, "kernel_info", {}).get("supported_features", ())
+
+
 def _subshells(environment: Environment) -> str:
     if environment.kernel is None:
         return "none: they are a kernel's"
-    if "kernel subshells" not in getattr(environment.kernel, "kernel_info", {}).get("supported_features", ()):
+    if not _has_subshells(environment.kernel):
         return "not known to this kernel"
     return f"a waiting cell is {_suspended(environment)} there, too; the stop button does not reach it"
 
