@@ -48,6 +48,7 @@ from ipyportal.concurrency import (
     get_worker_thread,
     shield,
 )
+from ipyportal.concurrency.labels import show_unquoted
 from ipyportal.mapping import map as map  # not in __all__: `import *` must not replace the builtin one
 from ipyportal.patching import patch_asyncio
 from ipyportal.routes import Route, get_route, set_route
@@ -83,6 +84,9 @@ __all__ = [
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "map"])
+
+
+show_unquoted(globals()[name] for name in __dir__())
 
 
 def load_ipython_extension(shell: InteractiveShell) -> None:

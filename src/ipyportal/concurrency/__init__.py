@@ -49,6 +49,7 @@ from ipyportal.concurrency.cancellation import (
     cancel_sync_at,
     shield,
 )
+from ipyportal.concurrency.labels import show_unquoted
 from ipyportal.concurrency.portals import (
     EventLoopThread,
     ExecutorPortal,
@@ -94,3 +95,5 @@ __all__ = [
     "suspend",
     "wait_for_global_loop_exit",
 ]
+
+show_unquoted(globals()[name] for name in __all__)

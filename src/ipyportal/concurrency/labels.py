@@ -5,12 +5,22 @@ from __future__ import annotations
 import array
 import asyncio
 import reprlib
+import types
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
 from typing import Any
 
-__all__ = ["LONGEST", "one_line", "place_name", "sendable", "short_repr", "shown_name", "type_name"]
+__all__ = [
+    "LONGEST",
+    "one_line",
+    "place_name",
+    "sendable",
+    "short_repr",
+    "show_unquoted",
+    "shown_name",
+    "type_name",
+]
 
 LONGEST = 200
 """Characters of a name, a value or a message that are shown."""
@@ -75,6 +85,27 @@ def short_repr(value: object) -> str:
             end. Nothing else that a `__repr__` raises comes out.
     """
     return one_line(_ShortRepr().repr(value))
+
+
+class _Unquoted(str):
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def show_unquoted(things: Iterable[Any]) -> None:
+    """Have signatures show annotations without quotes: those of functions, and of what is defined in classes.
+
+    Here annotations are not evaluated, and `inspect` shows them as what they are: texts.
+    """
+    for thing in things:
+        kinds = (thing if isinstance(thing, type) else type(thing)).__mro__
+        ours = [kind for kind in kinds if kind.__module__.startswith("ipyportal")]
+        for function in [thing, *(value for kind in ours for value in vars(kind).values())]:
+            while hasattr(function, "__wrapped__") or hasattr(function, "__func__"):
+                function = getattr(function, "__wrapped__", None) or function.__func__
+            if isinstance(function, types.FunctionType):
+                quoted = function.__annotations__
+                function.__annotations__ = {name: _Unquoted(text) for name, text in quoted.items()}
 
 
 class _ShortRepr(reprlib.Repr):
