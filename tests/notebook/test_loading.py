@@ -88,6 +88,63 @@ def test_loading_and_unloading_a_hundred_times_in_one_cell_leaves_nothing(kernel
     assert kernel.execute("changed(before, state())").result == "{}"
 
 
+@pytest.mark.parametrize("fails", ["register_magics", "register_magic_function", "set_hook"])
+def test_a_load_that_fails_leaves_nothing(kernel: Kernel, fails: str) -> None:
+    kernel.value(STATE)
+    kernel.value(f"""
+        shell = get_ipython()
+        def {fails}(*args, **kwargs):
+            raise LookupError("no")
+        its_own = vars(shell).get("{fails}")
+        vars(shell)["{fails}"] = {fails}
+    """)
+    error = kernel.execute("%load_ext ipyportal").error
+    assert error is not None
+    assert error.ename == "LookupError"
+    kernel.value(f"del shell.{fails}\nif its_own is not None: shell.{fails} = its_own")
+    assert kernel.execute("changed(before, state())").result == "{}"
+    kernel.value("%load_ext ipyportal")
+    assert kernel.value("from ipyportal import run\nrun(asyncio.sleep(0.01, 'waited'))") == "waited"
+    kernel.value("%unload_ext ipyportal")
+    assert kernel.execute("changed(before, state())").result == "{}"
+
+
+def test_a_second_shell_has_magics_of_its_own_and_leaves_the_first_ones(kernel: Kernel) -> None:
+    kernel.value(STATE)
+    kernel.value("""
+        import builtins, io
+        from contextlib import redirect_stdout
+        from IPython.core.interactiveshell import InteractiveShell
+
+        def typed(code):
+            said = io.StringIO()
+            with redirect_stdout(said):
+                result = second.run_cell(code)
+            result.raise_error()
+            return said.getvalue().strip(), result.result
+
+        own = {name: getattr(builtins, name, None) for name in ("get_ipython", "display")}
+        second = InteractiveShell(user_ns={})
+        vars(builtins).update(own)  # which the last shell to be made has
+        before = state()
+    """)
+    kernel.value("%load_ext ipyportal")
+    kernel.value("import ipyportal")
+    kernel.value("typed('%load_ext ipyportal\\nimport asyncio')")
+    assert kernel.value("typed('%await asyncio.sleep(0.01, 5)')[1]") == 5
+    kernel.value("call = ipyportal.submit(asyncio.sleep, 60)\nNone")
+    assert kernel.value("'sleep' in typed('found = %calls\\nprint(found)')[0]") is True  # they have one engine
+    kernel.value("typed('%unload_ext ipyportal')")
+    assert kernel.value("call.done()") is False
+    assert kernel.value("%await asyncio.sleep(0.01, 6)") == 6
+    kernel.value("typed('%load_ext ipyportal')")
+    kernel.value("%unload_ext ipyportal")
+    assert kernel.value("typed('%await asyncio.sleep(0.01, 7)')[1]") == 7
+    kernel.value("typed('%unload_ext ipyportal')")
+    assert kernel.value("call.cancelled()") is True
+    assert kernel.execute("changed(before, state())").result == "{}"
+
+
 def test_reloading_works_and_unloading_undoes_it(kernel: Kernel) -> None:
     kernel.value(STATE)
     kernel.value("%load_ext ipyportal")

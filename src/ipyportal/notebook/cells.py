@@ -44,9 +44,17 @@ class Body:
         empty = re.match(r"(?:\s*\n)?", source)
         assert empty is not None
         above = "\n" * (first_line - 1 + empty[0].count("\n"))
-        raw = above + source[empty.end() :]
-        code = above + shell.transform_cell(source[empty.end() :])
-        name = shell.compile.cache(code, cell_number(shell), raw_code=raw)
+        body = source[empty.end() :]
+        transformed = shell.transform_cell(body)
+        if (before := _above_in_request(shell, body)) is None:
+            raw, shown = above + body, above + transformed
+        else:
+            # By the name of the whole cell, which its frontend knows: for the breakpoints in it. It stands for that
+            # cell's own line, too, which is that of the magic.
+            above = "\n" * before.count("\n")
+            raw, shown = _request(shell), before + transformed
+        code = above + transformed
+        name = shell.compile.cache(shown, cell_number(shell), raw_code=raw)
         flags = shell.compile.flags & ~_INCOMPLETE | _FLAG
         tree = _compile(code, name, "exec", flags | ast.PyCF_ONLY_AST)
         assert isinstance(tree, ast.Module)
@@ -99,9 +107,30 @@ def cell_number(shell: InteractiveShell) -> int:
 
 def running_cell(shell: InteractiveShell) -> tuple[int, object]:
     """What tells the cell that is running from others: its number; and its request, for cells that are not counted."""
-    parent = getattr(shell, "parent_header", None)  # a kernel's
-    header = parent.get("header") if isinstance(parent, dict) else None
+    header = _parent(shell).get("header")
     return cell_number(shell), header.get("msg_id") if isinstance(header, dict) else None
+
+
+def _parent(shell: InteractiveShell) -> dict[str, Any]:
+    """The message that a kernel is handling; outside of kernels nothing."""
+    parent = getattr(shell, "parent_header", None)
+    return parent if isinstance(parent, dict) else {}
+
+
+def _request(shell: InteractiveShell) -> str:
+    """The whole cell, as the frontend has sent it; empty if there is none."""
+    content = _parent(shell).get("content")
+    code = content.get("code") if isinstance(content, dict) else None
+    return code if isinstance(code, str) else ""
+
+
+def _above_in_request(shell: InteractiveShell, body: str) -> str | None:
+    """What stands above the body of a cell magic in its cell; None if it is not the body of the cell that runs."""
+    cell, body = _request(shell), body.rstrip()
+    if not (body and cell.startswith("%%") and cell.rstrip().endswith(body)):
+        return None
+    above = cell.rstrip()[: -len(body)]
+    return above if above.endswith("\n") else None
 
 
 def in_a_cell() -> bool:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching
 from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
-from ipyportal.concurrency.labels import one_line, sendable, short_repr
+from ipyportal.concurrency.labels import one_line, sendable, short_repr, type_name
+from ipyportal.concurrency.suspension import can_suspend
 from ipyportal.concurrency.suspension.loops import turns_possible
 from ipyportal.notebook.html import table
 from ipyportal.routes import get_route
@@ -29,6 +30,7 @@ class Kind(enum.Enum):
     """Where code is typed."""
 
     KERNEL = "a Jupyter kernel"
+    OTHER_KERNEL = "a Jupyter kernel that is not ipykernel"
     TERMINAL = "terminal IPython"
     SCRIPT = "no IPython"
 
@@ -39,7 +41,7 @@ class Environment:
 
     kind: Kind
     kernel: Any
-    """The ``ipykernel.kernelbase.Kernel``, in a kernel."""
+    """The ``ipykernel.kernelbase.Kernel``, in such a kernel."""
     can_suspend: bool
     why_not: str
     """Why a waiting cell cannot be suspended; empty if it can."""
@@ -73,9 +75,20 @@ def detect(shell: InteractiveShell | None) -> Environment:
         kind = Kind.SCRIPT if shell is None else Kind.TERMINAL
         return Environment(kind, None, False, "no loop runs", ())
     why_not = why_no_greenlets()
-    if not why_not and not hasattr(kernel, "shell_handlers"):
-        why_not = "this kernel is not of ipykernel's kind"
+    if not isinstance(getattr(kernel, "shell_handlers", None), dict):
+        # Its cells may be tasks of a loop, as any other.
+        why_not = "" if can_suspend() else why_not or "they run in no task of asyncio's own loop"
+        return Environment(Kind.OTHER_KERNEL, None, not why_not, why_not, ())
     return Environment(Kind.KERNEL, kernel, not why_not, why_not, version_of("ipykernel"))
+
+
+def other_kernel(shell: InteractiveShell) -> str:
+    """What is missing in a kernel that is not ipykernel."""
+    kernel: Any = getattr(shell, "kernel", None)
+    return (
+        f"this kernel ({type_name(kernel)}) is not ipykernel: run, submit and the magics work, on_kernel_thread does "
+        "not, and the stop button does what the kernel makes of it"
+    )
 
 
 class Report:
@@ -233,6 +246,8 @@ def _asyncio_run(environment: Environment) -> str:
 
 
 def _widgets(environment: Environment) -> str:
+    if environment.kind is Kind.OTHER_KERNEL:
+        return "as this kernel handles them"
     if environment.kernel is None:
         return "none: they are a kernel's"
     if not version_of("ipywidgets"):
@@ -245,6 +260,8 @@ def _has_subshells(kernel: Any) -> bool:
 
 
 def _subshells(environment: Environment) -> str:
+    if environment.kind is Kind.OTHER_KERNEL:
+        return "not known to this kernel"
     if environment.kernel is None:
         return "none: they are a kernel's"
     if not _has_subshells(environment.kernel):

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 
-from ipyportal import concurrency
 from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
 from ipyportal.notebook.await_in_magics import AwaitInMagics
 from ipyportal.notebook.buttons import cancel_buttons
 from ipyportal.notebook.cells import cell_number, in_a_cell
+from ipyportal.notebook.debugger import hide_from_debugger
 from ipyportal.notebook.display import register_formatters, tell_ended
-from ipyportal.notebook.environment import Environment, Report, detect, shows_widgets
+from ipyportal.notebook.environment import Environment, Kind, Report, detect, other_kernel, shows_widgets
 from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.kernel import LiveKernel
@@ -36,14 +36,20 @@ __all__ = ["Extension"]
 
 
 class Extension(Host):
-    """The loaded extension of one shell. It is what surrounds `run()` while it is loaded."""
+    """The loaded extension of one shell. The first one's is what surrounds `run()` while it is loaded.
 
-    def __init__(self, shell: InteractiveShell) -> None:
+    Args:
+        shell: The shell.
+        first: The extension of the shell that had it before; it keeps the engine.
+    """
+
+    def __init__(self, shell: InteractiveShell, first: Extension | None = None) -> None:
         self.shell = shell
         self.environment: Environment = detect(shell)
-        self.interrupts = Interrupts(self, shell.user_module.__dict__)
+        self._first = first
+        self.interrupts = Interrupts(self, shell.user_global_ns)
         self.kernel_portal: Portal | None = None
-        self.history = History()
+        self.history: History = History() if first is None else first.history
         self.timing = AwaitInMagics(shell)
         self.patch = PatchSwitch()
         self._live: LiveKernel | None = None
@@ -53,9 +59,14 @@ class Extension(Host):
     def load(self) -> None:
         self._undo.append(show_users_frames(self.shell))
         kernel = self.environment.kernel
+        if self._first is not None:
+            kernel = None  # it has been taken care of
+        if self.environment.kind is Kind.OTHER_KERNEL:
+            print(f"ipyportal: {other_kernel(self.shell)}")  # noqa: T201 - where output of the cell goes
         if kernel is not None:
             portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
             self._undo.append(portal.close)
+            self._undo.append(hide_from_debugger(kernel))
             self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
             self._live.install()
             finish = functools.partial(self.interrupts.finish, 1.0)
@@ -63,13 +74,15 @@ class Extension(Host):
             self._undo.append(lambda: atexit.unregister(finish))
             if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
                 self._live.attach()
-        replace_host(self)
+        if self._first is None:
+            replace_host(self)
+            self._undo.append(cancel_buttons.close)
         magics = PortalMagics(self.shell, self)
         table = self.shell.magics_manager.magics
         names = [("line", name) for name in magics.magics["line"]] + [("cell", name) for name in CELL_MAGICS]
         self._magics = {(kind, name): table[kind].get(name) for kind, name in names}
         registry = self.shell.magics_manager.registry
-        self._undo.append(lambda: registry.pop(type(magics).__name__))
+        self._undo.append(lambda: registry.pop(type(magics).__name__, None))
         self._undo.append(lambda: _remove(self.shell.configurables, magics))  # IPython adds whatever has magics
         self.shell.register_magics(magics)
         for name, method in CELL_MAGICS.items():
@@ -79,11 +92,11 @@ class Extension(Host):
         self._undo.append(_explain_run(self.shell))
         self.timing.switch(True)
         self._undo.append(register_formatters(self.shell, self.history))
-        self._undo.append(cancel_buttons.close)
         self._undo.append(_add_completions(self.shell))
 
     def unload(self) -> None:
-        replace_host(Host())
+        if self._first is None:
+            replace_host(Host())
         if self._live is not None:
             self._live.uninstall()
         self.timing.switch(False)
@@ -96,7 +109,6 @@ class Extension(Host):
                 table[kind][name] = before
         while self._undo:
             self._undo.pop()()
-        concurrency.shutdown()
 
     def settings(self) -> dict[str, bool]:
         """What ``%portal`` has set that an unloading takes away."""
