@@ -533,6 +533,17 @@ def test_its_failure_is_shown_at_once_in_its_own_cell_with_the_cells_line(shared
     assert plain(pending.stderr_so_far()).count("ZeroDivisionError: ") == 1  # it is not reported once more
 
 
+@pytest.mark.parametrize("option", ["", "--on thread", "--on kernel"])
+def test_a_question_when_no_cell_runs_is_refused_with_a_sentence(shared: Kernel, option: str) -> None:
+    # A frontend shows no question of a cell that is over, and the kernel reads from a stdin that is empty.
+    pending = shared.execute_async(f"%%background job {option}\nrun(gate('question'))\ninput('name? ')")
+    pending.reply()
+    shared.value("import threading\nthreading.Timer(0.3, open_gate, ['question']).start()")
+    shared.wait_for(lambda: "EOFError" in pending.stderr_so_far(), 10)
+    # Older IPythons do not show it.
+    assert "input() can ask while a cell runs, and none did" in shared.value("str(job.exception().__notes__)")
+
+
 def plain(text: str) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", text)
 

@@ -24,6 +24,7 @@ from ipyportal.notebook.buttons import cancel_buttons
 from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.html import frame, table
 from ipyportal.notebook.kernel import on_output_thread
+from ipyportal.notebook.tracebacks import add_remedy, in_kernel
 
 __all__ = ["CallView", "CallsTable", "tell_ended"]
 
@@ -201,10 +202,10 @@ class CallView:
 
     def show(self, *, value: bool = False) -> None:
         """Show a card in the cell that is running, and keep a place below it for the call's value."""
-        if _in_kernel():
+        if in_kernel():
             cancel_buttons.listen()
         self._shown = _Shown(self.bundle())
-        if value and _in_kernel():
+        if value and in_kernel():
             self._below = _Shown(_NOTHING)
 
     def show_value(self, value: Any) -> None:
@@ -266,7 +267,7 @@ class CallView:
             cancel_buttons.over(self._call, bundle["text/html"])
             context.copy().run(_show_failure, self._call)
 
-        if _in_kernel():
+        if in_kernel():
             shown.update(self.bundle())
             again(_SOON)
         self._call.add_done_callback(over)
@@ -287,7 +288,7 @@ def _by_the_cell_that_runs(function: Callable[..., object], *args: Any) -> None:
 
 def _last_word(shown: _Shown, bundle: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
     _by_the_cell_that_runs(shown.update, bundle, metadata)
-    if _in_kernel():  # a terminal would show it twice
+    if in_kernel():  # a terminal would show it twice
         _ended.append((shown, bundle, metadata))
 
 
@@ -354,6 +355,7 @@ def _show_failure(call: Call[Any]) -> None:
     shell: Any = get_ipython()
     if exc is None or shell is None:
         return
+    add_remedy(exc)
     try:
         part = _users_part(traceback_of(exc))
         lines = shell.InteractiveTB.structured_traceback(type(exc), exc, part, tb_offset=0)
@@ -369,12 +371,6 @@ def _users_part(traceback: TracebackType | None) -> TracebackType | None:
     while part is not None and "__tracebackhide__" in part.tb_frame.f_locals:
         part = part.tb_next
     return part or traceback
-
-
-def _in_kernel() -> bool:
-    from IPython import get_ipython
-
-    return getattr(get_ipython(), "kernel", None) is not None
 
 
 class CallsTable:
@@ -422,7 +418,7 @@ class CallsTable:
 
     def _ipython_display_(self) -> None:
         running = [call for one in self._calls if one.ended is None and (call := one.call()) is not None]
-        if not running or not _in_kernel():
+        if not running or not in_kernel():
             raise NotImplementedError  # IPython then asks the methods above
         cancel_buttons.listen()
         shown = _Shown(self._bundle())
@@ -438,7 +434,7 @@ def register_formatters(shell: Any, history: History) -> Callable[[], None]:
     undo: list[Callable[[], object]] = []
 
     def show_live(call: Call[Any]) -> None:
-        if call.done() or not _in_kernel():
+        if call.done() or not in_kernel():
             raise NotImplementedError  # IPython then asks the formatters below
         view = CallView(call, history.of(call))
         view.show()

@@ -22,7 +22,7 @@ from ipyportal.patching import patched
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-__all__ = ["show_users_frames"]
+__all__ = ["add_remedy", "in_kernel", "show_users_frames"]
 
 
 def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
@@ -36,7 +36,7 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
             kwargs["running_compiled_code"] = False  # nothing ran: IPython then shows only where the error is
         if exc is None:
             return show(exc_tuple, *args, **kwargs)
-        _add_remedy(exc)
+        add_remedy(exc)
         verbose = shell.InteractiveTB.mode == "Verbose"
         if not verbose:
             _tidy_groups(exc)
@@ -58,11 +58,15 @@ _REMEDY = (
     "ipyportal: put %%thread at the top of the cell{patch}. In your own code, type run(x) in place of asyncio.run(x) "
     "or loop.run_until_complete(x)"
 )
+_REMEDY_INPUT = (
+    "ipyportal: input() can ask while a cell runs, and none did. Ask in the cell, before the work begins, or by a "
+    "widget"
+)
 _REMEDY_SYNC = "ipyportal: put %%thread at the top of the cell: it runs where no event loop does"
 
 
-def _add_remedy(exc: BaseException) -> None:
-    """Say with the error of a library that refuses to run where a loop does what to type."""
+def add_remedy(exc: BaseException) -> None:
+    """Say with an error that comes of where the code runs what to type: a library refuses to run where a loop does."""
     try:
         text, notes = str(exc), list(getattr(exc, "__notes__", ()))
     except Exception:  # noqa: BLE001 - somebody's __str__
@@ -71,8 +75,16 @@ def _add_remedy(exc: BaseException) -> None:
         return  # it has said what is the matter
     if any(part in text for part in _SYNC_ONLY):
         add_note(exc, _REMEDY_SYNC)
+    elif type(exc) is EOFError and text == "EOF when reading a line" and in_kernel():
+        add_note(exc, _REMEDY_INPUT)
     elif isinstance(exc, Exception) and any(part in text for part in _REFUSALS):
         add_note(exc, _REMEDY.format(patch="" if patched() else ", or type %portal patch on"))
+
+
+def in_kernel() -> bool:
+    from IPython import get_ipython
+
+    return getattr(get_ipython(), "kernel", None) is not None
 
 
 def _is_ours(traceback: TracebackType) -> bool:
