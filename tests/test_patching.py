@@ -989,7 +989,7 @@ def test_it_works_in_callbacks_and_in_tasks_that_are_older_than_the_patch() -> N
             results.append(reach_here(4))
 
     asyncio.run(main())
-    assert results == [2, 4, 6, 8]
+    assert sorted(results) == [2, 4, 6, 8]  # the timer may be due while the callback waits
 
 
 def test_what_is_no_awaitable_is_refused_as_ever(within: Callable[..., Any]) -> None:

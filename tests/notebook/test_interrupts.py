@@ -352,12 +352,12 @@ def test_a_second_interrupt_gives_up_a_long_clean_up_which_goes_on(shared: Kerne
 @pytest.mark.parametrize("cell", STUBBORN_CELLS)
 def test_a_clean_up_longer_than_the_grace_is_left_to_go_on(shared: Kernel, cell: str) -> None:
     shared.value(STUBBORN)
-    shared.value("from ipyportal import notebook\nnotebook._loaded.interrupts.grace = 0.3")
+    shared.value("from ipyportal import notebook\nnotebook._loaded[0].interrupts.grace = 0.3")
     try:
         pending = shared.begin(f"print('begun')\n{cell}  # here")
         error = interrupt(shared, pending, within=8)
     finally:
-        shared.value("notebook._loaded.interrupts.grace = 10.0")
+        shared.value("notebook._loaded[0].interrupts.grace = 10.0")
     assert error.ename == "KeyboardInterrupt"
     assert "goes on with its clean-up" in error.evalue
     shared.value("go.set()\nNone")

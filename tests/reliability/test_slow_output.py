@@ -141,30 +141,38 @@ def test_a_bar_of_a_map_waits_for_nothing(shared: Kernel) -> None:
 def test_a_card_waits_for_nothing_and_is_sent_once_when_it_can_be(shared: Kernel, tmp_path: Path) -> None:
     # A card that waited for its output would block the loop thread, on which all calls run; and one that did not, but
     # sent all that it has to say, would fill the queue of ipykernel, which blocks who adds to a full one.
-    turns = 5000
-    shared.value("go, interval, cards.INTERVAL = threading.Event(), cards.INTERVAL, 0")
+    shared.value("""
+        go, interval, cards.INTERVAL, updates, update = threading.Event(), cards.INTERVAL, 0, [], cards._Shown.update
+
+        def counted(self, *args):
+            updates.append(1)
+            update(self, *args)
+
+        def after(number):
+            # What waits to be sent after so many more updates of the card.
+            number += len(updates)
+            while len(updates) < number:
+                time.sleep(0.001)
+            return len(sys.stdout.pub_thread._events)
+
+        cards._Shown.update = counted
+    """)
     pending = shared.execute_async("%%background job\nawait asyncio.to_thread(go.wait)\nprint('ended')\n5")
     pending.reply()
     try:
         held = shared.execute(
-            f"""
-            async def turn():
-                for _ in range({turns}):
-                    await asyncio.sleep(0)
+            """
             with held_up():
-                # What has not been sent yet: the follower may be in the middle of one.
-                submit(turn).result(timeout=20)
-                before = len(sys.stdout.pub_thread._events)
-                submit(turn).result(timeout=20)
-                after = len(sys.stdout.pub_thread._events)
+                # The first may be in the middle of being sent, the second waits.
+                before, later = after(3), after(50)
                 go.set()
                 ended = job.result(timeout=20)
-            ended, after - before
+            ended, later - before
             """,
             HANG,
         )
     finally:
-        shared.value("cards.INTERVAL = interval")
+        shared.value("cards.INTERVAL, cards._Shown.update = interval, update")
     assert held.error is None, held.error.traceback
     assert held.result == "(5, 0)"
     shared.wait_for(lambda: "ended" in pending.stdout_so_far(), HANG)

@@ -45,6 +45,22 @@ def test_a_failure_that_nobody_takes_is_reported_when_its_call_is_thrown_away(
     assert worker.name in one.err_msg
 
 
+def test_the_cancel_of_what_a_call_waits_for_is_not_reported(worker: WorkerThread, reported: list[Any]) -> None:
+    # As at the end of the interpreter: what a call waits for is cancelled before the call itself.
+    with EventLoopThread() as loop:
+        inner: Any = loop.submit(Call.new(asyncio.sleep, 60))
+        outer: Any = started_on(worker, inner.result)
+        until(inner.running)
+        until(outer.running)
+        inner.cancel()
+        until(outer.done)
+    worker.shutdown()
+    assert outer.cancelled() is False
+    del inner, outer
+    gc.collect()
+    assert reported == []
+
+
 def take_result(call: Call[Any]) -> None:
     with pytest.raises(ValueError, match="lost"):
         call.result(PATIENCE)

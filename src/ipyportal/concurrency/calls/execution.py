@@ -41,6 +41,10 @@ def current_execution() -> Execution[Any] | None:
     return None if reference is None else reference()
 
 
+# The stop button and Ctrl-C are seen by who presses them. Who has cancelled what a call waited for knows of that.
+_NO_FAILURES = (KeyboardInterrupt, asyncio.CancelledError, concurrent.futures.CancelledError)
+
+
 class SendsBack(Protocol):
     """Who waits for a call, and runs what that sends back: a `Waiter`."""
 
@@ -331,8 +335,7 @@ class Execution(Outcome[T]):
             if state is not _FINISHED:
                 value = self._as_exception(state, value)
                 self._traceback = traceback_of(value)
-                # The stop button and Ctrl-C are no failure, and are seen by who presses them.
-                if state is not _CANCELLED and not isinstance(value, KeyboardInterrupt):
+                if state is not _CANCELLED and not isinstance(value, _NO_FAILURES):
                     self._unretrieved = Unretrieved(value, self._unretrieved_text(), self._context)
             self._value = value
             self._state = state
