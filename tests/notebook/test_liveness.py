@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from .kernel import Kernel
+from .kernel import Kernel, Pending
 
 TICKER = """
     ticks = []
@@ -168,6 +170,35 @@ def test_cells_sent_during_a_wait_run_after_it_in_order(live_kernel: Kernel, way
     assert cell.reply().error is None
     assert [one.reply().stdout for one in later] == [f"{n}\n" for n in range(5)]
     assert live_kernel.value("ran") == ["first", 0, 1, 2, 3, 4]
+
+
+def reply_to(pending: Pending) -> dict[str, Any]:
+    (content,) = [m["content"] for m in pending.reply(10).messages if m["msg_type"].endswith("_reply")]
+    found: dict[str, Any] = content
+    return found
+
+
+@pytest.mark.parametrize("way", ["sync", "async"])
+def test_completion_and_tooltips_are_answered_while_a_cell_waits(live_kernel: Kernel, way: str) -> None:
+    button = live_kernel.value(BUTTON)
+    live_kernel.value("def documented():\n    'What it says.'\nNone")
+    wait = WAITS[way] % "asyncio.wait_for(released.wait(), 8)"
+    cell = live_kernel.begin(f"print('waiting')\n{wait}\nprint('after')\n1 / 0")
+    behind = live_kernel.execute_async("print('behind')")
+    for _ in range(3):
+        completed = live_kernel.request("complete_request", {"code": "documen", "cursor_pos": 7})
+        assert "documented" in reply_to(completed)["matches"]
+        told = live_kernel.request("inspect_request", {"code": "documented", "cursor_pos": 10, "detail_level": 0})
+        assert "What it says." in reply_to(told)["data"]["text/plain"]
+        assert [one.stdout_so_far() for one in (completed, told)] == ["", ""]
+    assert not cell.done()
+    assert not behind.messages
+    live_kernel.click(button).reply()
+    reply = cell.reply()
+    assert reply.stdout == "waiting\nafter\n"
+    assert reply.error is not None  # which is the cell's own, with its own parent
+    assert reply.error.ename == "ZeroDivisionError"
+    behind.reply()
 
 
 def test_the_kernel_says_idle_for_a_click_during_a_wait(live_kernel: Kernel) -> None:

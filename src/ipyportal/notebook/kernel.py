@@ -1,4 +1,4 @@
-"""The kernel: its cells and callbacks made suspendable, its thread as a `Portal`, and comms during a wait.
+"""The kernel: its cells and callbacks made suspendable, its thread as a `Portal`, and what is answered during a wait.
 
 This is the one module that touches what is ipykernel's own. Seen to work with ipykernel 6.17.1, 6.29.5, 7.3.0, 7.4.0:
 
@@ -13,7 +13,8 @@ This is the one module that touches what is ipykernel's own. Seen to work with i
 - ipykernel 7.0 to 7.3 hold comm messages back while a cell is suspended, in ``kernel.shell_main``, called for each
   message; 6 in a queue filled by ``kernel.shell_stream.on_recv``. 7.4 lets them pass, but says neither "busy" nor
   "idle" for them, and a widget's view keeps back all further changes until the one before is "idle". So a callback is
-  put in front, which handles comm messages itself while a cell is suspended, and hands on everything else.
+  put in front, which handles comm messages itself while a cell is suspended, and requests for completion and tooltips,
+  which ipykernel answers when the cell is over; it hands on everything else.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ __all__ = ["LiveKernel", "on_output_thread"]
 T = TypeVar("T")
 
 _COMMS = ("comm_open", "comm_msg", "comm_close")
+_QUESTIONS = ("complete_request", "inspect_request")
 
 _INTERRUPTED = compile("raise KeyboardInterrupt", "<the stop button>", "exec")
 
@@ -172,7 +174,7 @@ class LiveKernel:
         self._undo: list[Callable[[], object]] = []
         self._portal = portal
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._comm_tasks: set[asyncio.Task[None]] = set()
+        self._tasks_beside: set[asyncio.Task[None]] = set()
 
     def install(self) -> None:
         """Make every later cell, comm message and widget callback suspendable."""
@@ -198,7 +200,7 @@ class LiveKernel:
         self._loop = asyncio.get_running_loop()
         self._portal.attach(self._loop)
         self._undo.append(wake_on_signals(self._loop))
-        self._let_comms_pass()
+        self._let_pass()
         if keep(self._loop, self._interrupts.catch):
             self._undo.append(functools.partial(let_go, self._loop))
 
@@ -307,18 +309,18 @@ class LiveKernel:
         if self._loop is not None and threading.current_thread() is threading.main_thread():
             asyncio._set_running_loop(self._loop)
 
-    # --- comm messages while a cell is suspended ---------------------------------------------------------------------
+    # --- what is answered while a cell is suspended: comm messages, completion, tooltips ------------------------------
 
-    def _let_comms_pass(self) -> None:
+    def _let_pass(self) -> None:
         kernel, loop = self._kernel, self._loop
         assert loop is not None
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None and getattr(thread, "manager", None) is not None:
 
             async def shell_main(subshell_id: str | None, msg: Any) -> None:
-                if subshell_id is None and self._is_comm_during_a_wait(msg):
+                if subshell_id is None and self._is_for_a_cell_that_waits(msg):
                     # In a context of its own: ipykernel runs all messages in one and the same.
-                    await loop.create_task(self._handle_comm(msg), context=contextvars.copy_context())
+                    await loop.create_task(self._handle_beside(msg), context=contextvars.copy_context())
                 else:
                     await kernel.shell_main(subshell_id, msg)
 
@@ -328,17 +330,17 @@ class LiveKernel:
             schedule = functools.partial(kernel.schedule_dispatch, kernel.dispatch_shell)
 
             def on_recv(msg: Any) -> None:
-                if self._is_comm_during_a_wait(msg):
-                    task = loop.create_task(self._handle_comm(msg), context=contextvars.copy_context())
-                    self._comm_tasks.add(task)
-                    task.add_done_callback(self._comm_tasks.discard)
+                if self._is_for_a_cell_that_waits(msg):
+                    task = loop.create_task(self._handle_beside(msg), context=contextvars.copy_context())
+                    self._tasks_beside.add(task)
+                    task.add_done_callback(self._tasks_beside.discard)
                 else:
                     schedule(msg)
 
             kernel.shell_stream.on_recv(on_recv, copy=False)
             self._undo.append(lambda: kernel.shell_stream.on_recv(schedule, copy=False))
 
-    def _is_comm_during_a_wait(self, msg: Any) -> bool:
+    def _is_for_a_cell_that_waits(self, msg: Any) -> bool:
         if not self._open:
             return False
         session = self._kernel.session
@@ -348,27 +350,27 @@ class LiveKernel:
             header = session.unpack(frames[1].bytes)
         except Exception:  # noqa: BLE001 - the kernel says what is wrong with it
             return False
-        return header.get("msg_type") in _COMMS
+        return header.get("msg_type") in (*_COMMS, *_QUESTIONS)
 
-    async def _handle_comm(self, msg: Any) -> None:
-        """Do what ``dispatch_shell`` does for a comm message."""
+    async def _handle_beside(self, msg: Any) -> None:
+        """Do what ``dispatch_shell`` does for a message, beside the cell that waits."""
         kernel = self._kernel
         try:
             idents, frames = kernel.session.feed_identities(msg, copy=False)
             message = kernel.session.deserialize(frames, content=True, copy=False)
         except Exception:
-            kernel.log.exception("Invalid comm message")
+            kernel.log.exception("Invalid message")
             return
         kernel._publish_status("busy", "shell", parent=message)
         try:
             handler = kernel.shell_handlers.get(message["header"]["msg_type"])
             if handler is not None:
-                result = handler(getattr(kernel, "shell_stream", None), idents, message)
+                result = handler(self._reply_stream(), idents, message)
                 await _WithParent(result, kernel, idents, message)
         except Exception:
-            kernel.log.exception("Exception in a comm handler")
+            kernel.log.exception("Exception in a handler")
         except KeyboardInterrupt:
-            kernel.log.error("KeyboardInterrupt in a comm handler")
+            kernel.log.error("KeyboardInterrupt in a handler")
         finally:
 
             def publish_idle() -> None:
@@ -377,3 +379,9 @@ class LiveKernel:
                 kernel._publish_status("idle", "shell", parent=message)
 
             on_output_thread(publish_idle)
+
+    def _reply_stream(self) -> Any:
+        thread = getattr(self._kernel, "shell_channel_thread", None)
+        if thread is not None and getattr(thread, "manager", None) is not None:
+            return thread.manager.get_subshell_to_shell_channel_socket(None)
+        return getattr(self._kernel, "shell_stream", None)
