@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -276,3 +277,21 @@ def test_a_click_releases_a_callback_that_waits_while_no_cell_runs(live_kernel: 
     live_kernel.wait_for(first.stdout_so_far)
     assert live_kernel.click(releaser).reply(timeout=10).stdout == "releases\n"
     assert first.reply(timeout=10).stdout == "waits\nreleased\n"
+
+
+def test_where_a_cell_waits_and_for_what_is_shown_by_a_magic(live_kernel: Kernel) -> None:
+    assert live_kernel.execute("%calls where").stdout == "nothing is suspended\n"
+    button = live_kernel.value(BUTTON)
+    live_kernel.value("""
+        async def innermost():
+            await released.wait()
+        def helper():
+            return run(innermost())
+        button.on_click(lambda _: get_ipython().run_line_magic("calls", "where"))
+    """)
+    cell = live_kernel.begin("print('waiting')\nhelper()  # here")
+    said = live_kernel.click(button).reply().stdout
+    assert cell.reply().error is None
+    assert re.findall(r"line \d+, in (\w+)\n", said) == ["helper", "innermost", "wait"]  # below the cell's own code
+    assert "helper()  # here" in said
+    assert "ipyportal" not in said.replace("ipyportal-loop", "")

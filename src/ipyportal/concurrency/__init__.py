@@ -60,7 +60,7 @@ from ipyportal.concurrency.portals import (
     shutdown,
     wait_for_global_loop_exit,
 )
-from ipyportal.concurrency.suspension import can_suspend, suspend
+from ipyportal.concurrency.suspension import can_suspend, suspend, suspended_stacks
 from ipyportal.concurrency.waiters import AsyncWaiter, SyncWaiter, Waiter
 
 __all__ = [
@@ -93,6 +93,7 @@ __all__ = [
     "shield",
     "shutdown",
     "suspend",
+    "suspended_stacks",
     "wait_for_global_loop_exit",
 ]
 

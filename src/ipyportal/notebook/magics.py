@@ -8,6 +8,7 @@ import inspect
 import keyword
 import re
 import sys
+import traceback
 from argparse import Namespace
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -17,9 +18,10 @@ from IPython.core.magic import Magics, line_magic, magics_class, needs_local_sco
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 
 from ipyportal import hosts
+from ipyportal.concurrency import suspended_stacks
 from ipyportal.concurrency.calls import Call, Portal, current_call
 from ipyportal.concurrency.cancellation.clock import Timer, check_timeout, clock
-from ipyportal.concurrency.labels import one_line, short_repr
+from ipyportal.concurrency.labels import one_line, sendable, short_repr
 from ipyportal.concurrency.portals.shared import get_worker_thread
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.reporting import report
@@ -247,10 +249,15 @@ class PortalMagics(Magics):
     @line_magic
     @no_var_expand  # names are text
     @magic_arguments()
-    @argument("action", nargs="?", choices=["cancel", "clear"], help="cancel NAME or all; clear the finished ones.")
+    @argument(
+        "action",
+        nargs="?",
+        choices=["cancel", "clear", "where"],
+        help="cancel NAME or all; clear the finished ones; where shows the stacks of code that waits.",
+    )
     @argument("name", nargs="*", help="Which to cancel, or all.")
     def calls(self, line: str) -> Any:
-        """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear``.
+        """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear|where``.
 
         Of those launched with submit() and %%background. The last hundred finished ones are remembered,
         without their results. NAME is what the list shows; in quotes, if it is ``all``.
@@ -262,6 +269,10 @@ class PortalMagics(Magics):
             raise UsageError(f"%calls {action} takes no more words: {one_line(name)}")
         if options.action == "clear":
             history.clear()
+            return None
+        if options.action == "where":
+            stacks = [f"suspended:\n{self._with_cells(stack)}" for stack in suspended_stacks()]
+            print("\n".join(stacks) or "nothing is suspended")  # noqa: T201 - a magic's answer
             return None
         if options.action == "cancel":
             if not name:
@@ -275,6 +286,15 @@ class PortalMagics(Magics):
             print(f"cancelled {len(chosen)}")  # noqa: T201 - a magic's answer
             return None
         return CallsTable(history)
+
+    def _with_cells(self, stack: traceback.StackSummary) -> str:
+        """A stack as text, in which cells are called as in tracebacks, by IPythons that have a way to ask."""
+        text = sendable("".join(stack.format()))
+        name_of = getattr(self._shell.compile, "format_code_name", None)
+        for frame in stack:
+            if name_of is not None and (name := name_of(frame.filename)) is not None:
+                text = text.replace(f'File "{frame.filename}"', " ".join(name))
+        return text
 
     @line_magic
     @magic_arguments()
@@ -372,7 +392,7 @@ def _identifier(name: str) -> str:
 
 
 _WORDS = {
-    "%calls": ["cancel", "clear"],
+    "%calls": ["cancel", "clear", "where"],
     "%portal": ["route", "await", "patch"],
     "%await": ["-t", "--timeout", "--on"],
     "%%await": ["-t", "--timeout", "--on", "--as"],

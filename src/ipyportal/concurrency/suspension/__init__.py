@@ -3,9 +3,10 @@
 `suspending` has the two questions (`can_suspend`, `suspend`). Two mechanisms answer them: `turns`, on loops of
 asyncio's own kind, whatever code it is; and `steps`, for one coroutine that was made so, on any loop. `loops` says
 which loops have turns; `callers` is the code that stands still there, `workers` what runs the loop meanwhile,
-`loop_internals` what is private of asyncio. `abandoned` is a wait that is given up.
+`loop_internals` what is private of asyncio. `abandoned` is a wait that is given up. `stacks` shows where code stands.
 """
 
+from ipyportal.concurrency.suspension.stacks import suspended_stacks
 from ipyportal.concurrency.suspension.suspending import can_suspend, suspend
 
-__all__ = ["can_suspend", "suspend"]
+__all__ = ["can_suspend", "suspend", "suspended_stacks"]

@@ -1,0 +1,82 @@
+"""Where suspended code stands. Debuggers and profilers that look at threads see none of it."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from ipyportal.concurrency.greenlets import Greenlet, current_greenlet
+
+__all__ = ["suspended_stacks"]
+
+_OURS = "ipyportal."
+# What stands below the code of a cell or a task and is not its user's: from there on a stack says nothing.
+_BELOW = ("IPython.", "ipykernel.", "asyncio.", "tornado.", "threading", "runpy", "traitlets.")
+
+
+def suspended_stacks() -> list[traceback.StackSummary]:
+    """The stacks of all code of this process that is suspended: that waits in `run`, and whose event loop goes on.
+
+    Each begins with the user's outermost frame, leads over the one that waits, and then over the coroutines that it
+    waits for, down to the innermost. Our frames, and those of IPython and asyncio around a cell or a task, are left
+    out. It looks through all objects of the garbage collector: for a person who asks, not for a loop. From any thread,
+    and from a signal's handler.
+
+    Example:
+        >>> import asyncio, signal
+        >>> from ipyportal.concurrency import suspended_stacks
+        >>> def show(*_):
+        ...     for stack in suspended_stacks():
+        ...         print("".join(stack.format()))
+        >>> previous = signal.signal(signal.SIGTERM, show)  # now `kill PID` shows where a notebook waits
+        >>> show()
+        >>> _ = signal.signal(signal.SIGTERM, previous)
+    """
+    if Greenlet is None:
+        return []
+    found = [_stack(greenlet.gr_frame) for greenlet in _greenlets()]
+    return [traceback.StackSummary.extract(iter(frames)) for frames in found if frames]
+
+
+def _greenlets() -> list[Any]:
+    """All greenlets. Some may be older than ``gc.freeze()``, which hides them: the parents of others are found then."""
+    found: dict[Any, None] = {}
+    todo = [current_greenlet(), *(thing for thing in gc.get_objects() if isinstance(thing, Greenlet))]
+    while todo:
+        greenlet = todo.pop()
+        if greenlet is not None and greenlet not in found:
+            found[greenlet] = None
+            todo.append(greenlet.parent)
+    return list(found)
+
+
+def _stack(frame: FrameType | None) -> list[tuple[FrameType, int]]:
+    """Frames with their lines, the outermost first; none if that is no user's code that waits in one of our waits."""
+    outside: list[FrameType] = []
+    steps: Any = None
+    while frame is not None:
+        name = str(frame.f_globals.get("__name__"))
+        if name.startswith(_OURS):
+            if steps is None and frame.f_code.co_name == "drive":
+                steps = frame.f_locals.get("steps")  # what it waits for
+        elif name.startswith(_BELOW):
+            if outside:
+                break
+        elif steps is not None:
+            outside.append(frame)
+        frame = frame.f_back
+    if not outside:
+        return []
+    return [*((frame, frame.f_lineno) for frame in reversed(outside)), *_coroutines(steps)]
+
+
+def _coroutines(steps: Any) -> Iterator[tuple[FrameType, int]]:
+    """The frames of a coroutine and of those that it awaits."""
+    while steps is not None:
+        frame = getattr(steps, "cr_frame", None) or getattr(steps, "gi_frame", None) or getattr(steps, "ag_frame", None)
+        if isinstance(frame, FrameType):
+            yield frame, frame.f_lineno
+        steps = getattr(steps, "cr_await", None) or getattr(steps, "gi_yieldfrom", None)
