@@ -6,8 +6,8 @@ A button that is a widget is a display of its own, and an error where its file i
 from __future__ import annotations
 
 import itertools
+import os
 import threading
-import uuid
 import weakref
 from html import escape
 from pathlib import Path
@@ -31,7 +31,7 @@ class CancelButtons:
     """Those of this kernel. From any thread."""
 
     def __init__(self) -> None:
-        self._mark = f"ipyportal-{uuid.uuid4().hex}"
+        self._mark = f"ipyportal-{os.urandom(16).hex()}"
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._values: weakref.WeakKeyDictionary[Call[Any], str] = weakref.WeakKeyDictionary()

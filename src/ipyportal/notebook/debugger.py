@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 __all__ = ["hide_from_debugger"]
@@ -16,7 +16,12 @@ def hide_from_debugger(kernel: Any) -> Callable[[], None]:
     attaches: one that had attached before steps into our code.
     """
     files: object = getattr(getattr(kernel, "debugger", None), "kernel_modules", None)
-    ours = [str(path) for path in Path(__file__).parents[1].rglob("*.py")]
+    # When the extension is loaded, all of our modules are there that run in a kernel.
+    ours = [
+        module.__file__
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == "ipyportal" and getattr(module, "__file__", None)
+    ]
     if not isinstance(files, list):  # without debugpy, or in a kernel that is not ipykernel
         return lambda: None
     files += ours

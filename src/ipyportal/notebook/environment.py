@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import enum
 import os
-import platform
 import sys
 import threading
 from dataclasses import dataclass
@@ -100,6 +99,8 @@ class Report:
 
     def facts(self) -> dict[str, Any]:
         """The same for programs: names that stay, and values of JSON's types; None for what does not apply here."""
+        import platform  # which takes long to import
+
         environment = self._environment
         kernel = environment.kernel
         loop = asyncio._get_running_loop()
