@@ -18,6 +18,8 @@ import ipyportal
 from ipyportal import cli
 from ipyportal.notebook.environment import Report, detect
 
+from .terminal import PseudoTerminal
+
 
 def ipyportal_command(
     *arguments: str | Path, variables: dict[str, str] | None = None
@@ -76,22 +78,10 @@ def test_the_doctor_speaks_json() -> None:
 
 def in_a_terminal(*arguments: str, columns: int) -> str:
     """What the command shows in a terminal of this width, with its escape sequences."""
-    pexpect = pytest.importorskip("pexpect", reason="there are no pseudo-terminals")
-    terminal = pexpect.spawn(
-        sys.executable,
-        ["-m", "ipyportal", *arguments],
-        encoding="utf-8",
-        timeout=50,
-        dimensions=(50, columns),
-        env={name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"},
-    )
-    try:
-        terminal.expect(pexpect.EOF)
-        shown: str = terminal.before
-    finally:
-        terminal.close(force=True)
-    assert terminal.exitstatus == 0, shown
-    return shown.replace("\r\n", "\n")
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | {"TERM": "xterm"}
+    command = [sys.executable, "-m", "ipyportal", *arguments]
+    with PseudoTerminal(command, columns=columns, env=environment) as terminal:
+        return terminal.read_to_the_end()
 
 
 def test_the_doctor_breaks_no_word_in_a_terminal() -> None:

@@ -14,7 +14,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import nbformat
 import pytest
@@ -23,8 +22,9 @@ from tests.browser import need_browser
 
 CHROMIUM = need_browser("notebook", "voila", "papermill", "jupyter_console", "nbconvert")
 
-import pexpect  # noqa: E402 - of IPython's own
 from playwright.sync_api import Browser, Page, expect  # noqa: E402 - where there is one
+
+from tests.terminal import PseudoTerminal  # noqa: E402
 
 from .jupyterlab import KERNELSPEC, PATIENCE, Notebook, Server, launched  # noqa: E402
 
@@ -124,29 +124,19 @@ def test_voila_shows_how_calls_ended_and_has_buttons_for_those_that_run(page: Pa
 
 
 def test_jupyter_console_shows_a_bar_of_text_that_goes_on(tmp_path: Path) -> None:
-    # In a pseudo-terminal, as it is typed to.
-    environment: Any = {**os.environ, "IPYTHONDIR": str(tmp_path), "JUPYTER_NO_CONFIG": "1"}
-    console = pexpect.spawn(
-        sys.executable,
-        ["-m", "jupyter_console", "--simple-prompt"],
-        env=environment,
-        encoding="utf-8",
-        timeout=PATIENCE,
-        dimensions=(40, 120),
-    )
-    try:
-        console.expect(r"In \[1\]: ")
+    environment = {**os.environ, "IPYTHONDIR": str(tmp_path), "JUPYTER_NO_CONFIG": "1"}
+    command = [sys.executable, "-m", "jupyter_console", "--simple-prompt"]
+    with PseudoTerminal(command, columns=120, env=environment) as console:
+        console.read_until(r"In \[1\]: ")
         for line in LOAD.splitlines():
-            console.sendline(line)
-        console.sendline(BAR)
-        console.expect("  0%.*4/4 ")
-        console.sendline("call = submit(asyncio.sleep, 0.01, 5)")
-        console.sendline("call.result() and call")
-        console.expect(r"Out\[\d\]: ✓ sleep: finished · on ipyportal-loop · \d\.\d s · int: 5")
-        console.sendline("exit")
-        console.expect(pexpect.EOF)
-    finally:
-        console.close(force=True)
+            console.type(line)
+        console.type(BAR)
+        console.read_until("  0%.*4/4 ")
+        console.type("call = submit(asyncio.sleep, 0.01, 5)")
+        console.type("call.result() and call")
+        console.read_until(r"Out\[\d\]: ✓ sleep: finished · on ipyportal-loop · \d\.\d s · int: 5")
+        console.type("exit")
+        console.read_to_the_end()
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

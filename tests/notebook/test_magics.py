@@ -506,6 +506,7 @@ WRONG_USE = [
     ("%calls --unknown", "--unknown"),
     ("%calls 'unclosed", "No closing quotation"),
     ("%calls clear all", "takes no more words: all"),
+    ("%calls where all", "takes no more words: all"),
     ("%calls cancel --unknown", "no call of the name '--unknown'"),
     ("%calls cancel", "cancel which"),
     ("%calls cancel nobody", "'nobody'"),

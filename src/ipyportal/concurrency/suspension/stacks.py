@@ -9,6 +9,8 @@ from types import FrameType
 from typing import Any
 
 from ipyportal.concurrency.greenlets import Greenlet, current_greenlet
+from ipyportal.concurrency.suspension.callers import Caller
+from ipyportal.concurrency.suspension.steps import Suspendable
 
 __all__ = ["suspended_stacks"]
 
@@ -42,9 +44,16 @@ def suspended_stacks() -> list[traceback.StackSummary]:
 
 
 def _greenlets() -> list[Any]:
-    """All greenlets. Some may be older than ``gc.freeze()``, which hides them: the parents of others are found then."""
+    """All greenlets. One may be older than ``gc.freeze()``, which hides it: then who waits in it leads to it."""
     found: dict[Any, None] = {}
-    todo = [current_greenlet(), *(thing for thing in gc.get_objects() if isinstance(thing, Greenlet))]
+    todo = [current_greenlet()]
+    for thing in gc.get_objects():
+        if isinstance(thing, Greenlet):
+            todo.append(thing)
+        elif type(thing) is Caller:
+            todo.append(thing.greenlet)
+        elif type(thing) is Suspendable:
+            todo.append(thing._greenlet)
     while todo:
         greenlet = todo.pop()
         if greenlet is not None and greenlet not in found:
