@@ -103,7 +103,8 @@ def show_unquoted(things: Iterable[Any]) -> None:
         for function in [thing, *(value for kind in ours for value in vars(kind).values())]:
             while hasattr(function, "__wrapped__") or hasattr(function, "__func__"):
                 function = getattr(function, "__wrapped__", None) or function.__func__
-            if isinstance(function, types.FunctionType):
+            # On PyPy functions of the interpreter's own are of this type, too, and cannot be changed.
+            if isinstance(function, types.FunctionType) and str(function.__module__).startswith("ipyportal"):
                 quoted = function.__annotations__
                 function.__annotations__ = {name: _Unquoted(text) for name, text in quoted.items()}
 

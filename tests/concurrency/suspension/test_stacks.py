@@ -12,9 +12,10 @@ import pytest
 from ipyportal import run
 from ipyportal.concurrency import EventLoopThread, suspended_stacks
 from ipyportal.concurrency.calls import Call
+from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
 from tests.concurrency.helpers import until
 
-pytest.importorskip("greenlet")
+pytestmark = pytest.mark.skipif(not greenlets_available(), reason=f"nothing can be suspended: {why_no_greenlets()}")
 
 
 async def innermost(event: asyncio.Event) -> None:
