@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .kernel import Kernel
+from .kernel import ESCAPE_SEQUENCE, Kernel
 
 pytest.importorskip("debugpy", reason="ipykernel has no debugger without it")
 
@@ -176,3 +177,23 @@ def test_unloading_has_the_debugger_know_nothing_of_us(kernel: Kernel) -> None:
     assert len(kernel.value(known)) > len(before) + 50
     kernel.execute("%unload_ext ipyportal")
     assert kernel.value(known) == before
+
+
+PDB = """from IPython.core.debugger import set_trace
+async def w():
+    set_trace()
+    x = await work(1)
+    return x
+def g():
+    x = run(w())
+    return x
+g()"""
+
+
+def test_pdb_gets_from_a_coroutine_to_the_line_after_its_run(loaded_kernel: Kernel) -> None:
+    loaded_kernel.value(f"{SETUP}\nfrom ipyportal import run\nNone")
+    # Where a coroutine ends, `next` stops once in our code, and `up` finds the line that called run.
+    reply = loaded_kernel.execute(PDB, answers=["until 5", "next", "up", "next", "continue"])
+    assert reply.error is None
+    stops = re.findall(r"^> (\S+)\((\d+)\)(\w+)\(", ESCAPE_SEQUENCE.sub("", reply.stdout), re.MULTILINE)
+    assert [f"{function}:{line}" for _, line, function in stops][1:] == ["w:5", f"drive:{stops[2][1]}", "g:7", "g:8"]

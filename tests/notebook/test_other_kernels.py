@@ -1,16 +1,21 @@
-"""Kernels that are not ipykernel: xeus-python and async-kernel. There the extension does what needs no ipykernel."""
+"""Kernels that are not ipykernel itself: xeus-python, async-kernel, and that of Spyder.
+
+In the first two the extension does what needs no ipykernel. Spyder's is made of ipykernel, and all of it works there.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import KernelManager
 
 PACKAGES = {"xpython": "xpython", "async": "async_kernel"}
@@ -20,10 +25,11 @@ PATIENCE = 60.0
 
 
 class OtherKernel:
-    """A kernel by the name of its kernelspec. A context manager."""
+    """A kernel by the name of its kernelspec, or Spyder's. A context manager."""
 
     def __init__(self, name: str, folder: Path) -> None:
-        self._manager = KernelManager(kernel_name=name, connection_file=str(folder / "connection.json"))
+        manager = _SpyderManager if name == "spyder" else KernelManager
+        self._manager = manager(kernel_name=name, connection_file=str(folder / "connection.json"))
         self._log = (folder / "log").open("wb")
         self._environment = {**os.environ, "IPYTHONDIR": str(folder), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
@@ -51,6 +57,25 @@ class OtherKernel:
         reply = self._client.execute_interactive(code, timeout=PATIENCE, output_hook=take)
         assert reply["content"]["status"] == "ok", f"{code}\n{reply['content']}"
         return "".join(said)
+
+
+class _SpyderManager(KernelManager):
+    """Spyder starts its kernel by itself, and has no kernelspec."""
+
+    @property
+    def kernel_spec(self) -> KernelSpec:
+        command = [sys.executable, "-m", "spyder_kernels.console", "-f", "{connection_file}"]
+        return KernelSpec(argv=command, display_name="Spyder", language="python")
+
+
+@pytest.fixture
+def spyder(tmp_path: Path) -> Iterator[OtherKernel]:
+    if importlib.util.find_spec("spyder_kernels") is None:
+        if os.environ.get("IPYPORTAL_SPYDER"):
+            pytest.fail("CI needs spyder-kernels")
+        pytest.skip("needs spyder-kernels, which needs ipykernel 6: pip install spyder-kernels")
+    with OtherKernel("spyder", tmp_path) as kernel:
+        yield kernel
 
 
 @pytest.fixture(params=PACKAGES)
@@ -120,3 +145,32 @@ def test_its_stop_button_ends_a_wait(other: OtherKernel) -> None:
         pass
     assert reply["content"]["status"] == "error"
     assert other.execute("print(ended)") == "[1]\n"
+
+
+def test_spyders_kernel_has_all_of_it(spyder: OtherKernel) -> None:
+    prelude = """
+import asyncio, threading
+from ipyportal import run
+
+async def work(x):
+    await asyncio.sleep(0.05)
+    return x
+
+def waits(x):
+    return run(work(x)), threading.current_thread() is threading.main_thread()
+"""
+    cells = ["waits(1)", "print(await work(2))", "%time 3", "def f():\n    1 / 0\nf"]
+    spyder.execute(prelude)
+    before = spyder.execute("[get_ipython().showtraceback, get_ipython().kernel.dispatch_shell]")
+    without = [re.sub(r"\d", "", spyder.execute(cell)) for cell in cells]
+    assert spyder.execute("%load_ext ipyportal") == ""
+    assert [re.sub(r"\d", "", spyder.execute(cell)) for cell in cells] == without
+    portal = spyder.execute("%portal")
+    assert "suspended: the loop goes on" in portal
+    assert "live: their messages are handled" in portal
+    assert spyder.execute("%%thread\nasyncio.run(work(5))") == "5"
+    spyder.execute("%%background job\nawait work(6)")
+    assert "the result: 6" in spyder.execute("print('the result:', run(job))")
+    assert spyder.execute("%unload_ext ipyportal") == ""
+    assert spyder.execute("[get_ipython().showtraceback, get_ipython().kernel.dispatch_shell]") == before
+    assert spyder.execute("waits(7)") == "(7, True)"

@@ -114,6 +114,7 @@ ELSEWHERE = {
     "ipyparallel": ("same; clusters as a place for calls", "tests/notebook/test_executors.py"),
     "xeus-python": ("works, without what is ipykernel's own", "tests/notebook/test_other_kernels.py"),
     "async-kernel": ("works, without what is ipykernel's own", "tests/notebook/test_other_kernels.py"),
+    "spyder-kernels": ("same", "tests/notebook/test_other_kernels.py"),
     "FastAPI": ("better: run does not block its loop", "tests/test_hosts.py"),
     "Django": ("better: in %%thread its ORM works as it is", "tests/notebook/test_sync_libraries.py"),
 }
