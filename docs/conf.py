@@ -33,12 +33,17 @@ author = "ipyportal contributors"
 project_copyright = author
 release = version = ipyportal.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "jupyter_execute"]  # which myst-nb makes beside the first
 
 nb_execution_mode = "off"  # they are stored with their outputs, which tests/notebook/test_notebooks.py compares
 myst_heading_anchors = 3
 smartquotes = False  # -- is an option's
+
+# A button for what is typed, not for what is shown. The prompts of docstrings, and their outputs, are not copied.
+copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > pre"
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
 
 default_role = "py:obj"  # `name` in a docstring is a link, where there is one
 autodoc_member_order = "bysource"
