@@ -1,10 +1,12 @@
 """The documentation: pages, docstrings and the executed notebooks, by Sphinx.
 
-``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network.
+``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network. With network,
+``IPYPORTAL_INTERSPHINX=1`` before it adds links to the documentation of Python, IPython and ipykernel.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -33,12 +35,24 @@ author = "ipyportal contributors"
 project_copyright = author
 release = version = ipyportal.__version__
 
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon", "sphinx_copybutton"]
 exclude_patterns = ["_build", "jupyter_execute"]  # which myst-nb makes beside the first
 
 nb_execution_mode = "off"  # they are stored with their outputs, which tests/notebook/test_notebooks.py compares
 myst_heading_anchors = 3
 smartquotes = False  # -- is an option's
+
+# Names of Python (asyncio's among them), IPython and ipykernel are links to their documentation. For that Sphinx reads
+# a list of names from each site, and warns if it cannot. CI builds without network, and takes warnings for errors. So
+# it is done only on Read the Docs, which sets READTHEDOCS, and where IPYPORTAL_INTERSPHINX=1 asks for it. Elsewhere
+# these names are plain text. Do not use the role `external`: without the lists it causes a warning.
+intersphinx_mapping: dict[str, tuple[str, None]] = {}
+if os.environ.get("READTHEDOCS") == "True" or os.environ.get("IPYPORTAL_INTERSPHINX") == "1":
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "IPython": ("https://ipython.readthedocs.io/en/stable", None),
+        "ipykernel": ("https://ipykernel.readthedocs.io/en/stable", None),
+    }
 
 # A button for what is typed, not for what is shown. The prompts of docstrings, and their outputs, are not copied.
 copybutton_selector = "div:not(.output):not(.highlight-text) > div.highlight > pre"
@@ -122,6 +136,6 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", public_bases)
     app.add_lexer("python", IPython3Lexer)  # for blocks with magics
     app.add_directive("magics", MagicsDirective)
-    app.connect("missing-reference", find_name)
+    app.connect("missing-reference", find_name, priority=400)  # before intersphinx: `map` is ours, not Python's
     app.connect("doctree-resolved", drop_empty_outputs)
     app.connect("env-check-consistency", check_names)
