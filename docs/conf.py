@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any, get_origin
+from urllib.parse import quote
 
 from docutils import nodes
 from IPython.lib.lexers import IPython3Lexer
@@ -68,10 +70,11 @@ autodoc_default_options = {
     "inherited-members": "BaseException, Enum, object",  # but not of these
 }
 
+repository = "ipyportal/ipyportal"
 html_theme = "furo"
 html_title = f"ipyportal {release}"
 html_theme_options: dict[str, Any] = {
-    "source_repository": "https://github.com/ipyportal/ipyportal",
+    "source_repository": f"https://github.com/{repository}",
     "source_branch": "main",
     "source_directory": "docs/",
 }
@@ -93,6 +96,29 @@ class MagicsDirective(SphinxDirective):
         section += self.parse_text_to_nodes(f"```{{eval-rst}}\n{prose}\n```")
         section += nodes.literal_block(text=options.rstrip(), language="text")
         return section
+
+
+def add_launch_buttons(app: Sphinx, page: str, source: list[str]) -> None:
+    """Open a notebook in Binder or in Colab: below its title, on its page alone. The file itself has no buttons."""
+    if not page.startswith("notebooks/"):
+        return
+    binder = f"https://mybinder.org/v2/gh/{repository}/main?labpath={quote(f'{page}.ipynb', safe='')}"
+    colab = f"https://colab.research.google.com/github/{repository}/blob/main/{page}.ipynb"
+    buttons = (
+        f"[![Open it in Binder](https://mybinder.org/badge_logo.svg)]({binder})\n"
+        f"[![Open it in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({colab})"
+    )
+    notebook = json.loads(source[0])
+    first = notebook["cells"][0]
+    title, _, rest = "".join(first["source"]).partition("\n")
+    first["source"] = f"{title}\n\n{buttons}\n{rest}"
+    source[0] = json.dumps(notebook)
+
+
+def name_its_file(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    """The source of a notebook's page, and its button to edit it, are the notebook where it is stored."""
+    if page.startswith("notebooks/"):
+        context["theme_source_directory"] = ""
 
 
 def find_name(app: Sphinx, env: BuildEnvironment, node: Any, content: Any) -> Any:
@@ -136,6 +162,8 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", public_bases)
     app.add_lexer("python", IPython3Lexer)  # for blocks with magics
     app.add_directive("magics", MagicsDirective)
+    app.connect("source-read", add_launch_buttons)
+    app.connect("html-page-context", name_its_file)
     app.connect("missing-reference", find_name, priority=400)  # before intersphinx: `map` is ours, not Python's
     app.connect("doctree-resolved", drop_empty_outputs)
     app.connect("env-check-consistency", check_names)
