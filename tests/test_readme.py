@@ -21,6 +21,7 @@ from tests.notebook.kernel import BESIDE_ANOTHER_CLUSTER, Kernel
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
+TUTORIAL = ROOT / "docs/tutorial.md"
 TEXT = README.read_text(encoding="utf-8")
 PAGES = [README, *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```python(?P<kind>[^\n]*)\n(?P<code>.*?)^```$(?:\n+```text\n(?P<output>.*?)^```$)?", re.M | re.S)
@@ -58,7 +59,7 @@ def test_each_python_block_says_how_it_is_run() -> None:
 @pytest.mark.parametrize("page", sorted({block.page for block in blocks("cell")}), ids=lambda page: page.stem)
 def test_the_cells_give_the_outputs_shown_below_them(page: Path) -> None:
     with Kernel(env=BESIDE_ANOTHER_CLUSTER) as kernel:
-        if page != README:  # which shows that, too
+        if page not in (README, TUTORIAL):  # which show that themselves
             kernel.value("%load_ext ipyportal")
         for block in blocks_of(page):
             reply = kernel.execute(block.code)
