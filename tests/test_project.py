@@ -107,8 +107,8 @@ def test_binder_installs_what_the_notebooks_need() -> None:
     checkout, *packages = folder.joinpath("requirements.txt").read_text(encoding="utf-8").split()
     match = re.fullmatch(r"\.\[(.+)\]", checkout)
     assert match is not None
-    # The first three are what the notebooks import, `nest` what one of them speaks of.
-    extras = {"browser", "dask", "demo", "nest"}
+    # The first four are what the notebooks import, `nest` what one of them speaks of.
+    extras = {"agents", "browser", "dask", "demo", "nest"}
     assert set(match[1].split(",")) == extras <= PROJECT["project"]["optional-dependencies"].keys()
     assert bounds(packages).items() <= bounds(PROJECT["project"]["optional-dependencies"]["test"]).items()
     version = folder.joinpath("runtime.txt").read_text(encoding="utf-8").strip().removeprefix("python-")
