@@ -8,14 +8,25 @@ from contextlib import asynccontextmanager
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """``/lines/N`` gives N lines, one chunk each; ``/slow`` nothing for an hour; any other path is given back."""
+    """``/lines/N`` gives N lines, one chunk each; ``/slow`` nothing for an hour; any other path is given back.
+
+    ``/wait/N`` waits for N seconds before, and so does ``/graphql/N``, which answers a query of GraphQL.
+    """
     try:
         while line := await reader.readline():
             path = line.split()[1].decode()
-            while (await reader.readline()).strip():
-                pass
+            length = 0
+            while header := (await reader.readline()).strip():
+                if header.lower().startswith(b"content-length:"):
+                    length = int(header.split(b":")[1])
+            await reader.readexactly(length)
             if path == "/slow":
                 await asyncio.sleep(3600)
+            if path.startswith(("/wait/", "/graphql/")):
+                await asyncio.sleep(float(path.rpartition("/")[2]))
+            answer, kind = path, "text/plain"
+            if path.startswith("/graphql/"):
+                answer, kind = '{"data": {"said": "waited"}}', "application/json"
             if path.startswith("/lines/"):
                 writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
                 for number in range(int(path.rpartition("/")[2])):
@@ -25,9 +36,10 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
                     await asyncio.sleep(0)
                 writer.write(b"0\r\n\r\n")
             else:
-                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(path), path.encode()))
+                head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(answer)}\r\n\r\n"
+                writer.write(f"{head}{answer}".encode())
             await writer.drain()
-    except ConnectionError:
+    except (ConnectionError, asyncio.IncompleteReadError):
         pass  # the client has had enough
     finally:
         writer.close()

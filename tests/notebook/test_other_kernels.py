@@ -135,7 +135,8 @@ def test_its_stop_button_ends_a_wait(other: OtherKernel) -> None:
     other.execute("from ipyportal import run\nended = []")
     client, manager = other._client, other._manager
     request = client.execute(
-        "async def work():\n    try: await asyncio.sleep(60)\n    finally: ended.append(1)\nprint('begun')\nrun(work())",
+        "async def work():\n    try: await asyncio.sleep(60)\n    finally: ended.append(1)\n"
+        "print('begun')\nrun(work())",
         stop_on_error=False,  # a kernel may abort what comes just after a cell that failed
     )
     while not client.get_iopub_msg(PATIENCE)["content"].get("text", "").startswith("begun"):

@@ -35,8 +35,8 @@ def waits(x=1):
     return z
 """
 
-# Without the extension the loop runs in another thread, and from CPython 3.12 on cProfile mixes up the threads: some calls
-# are missing then, now and again.
+# Without the extension the loop runs in another thread, and from CPython 3.12 on cProfile mixes up the threads: some
+# calls are missing then, now and again.
 PROFILED = """
 import sys
 alone = "ipyportal" in get_ipython().extension_manager.loaded or sys.version_info < (3, 12)
