@@ -1,8 +1,8 @@
 """ipyportal runs async code from synchronous code in a live notebook.
 
 ``run(x)`` means ``await x``, written where ``await`` cannot be written: in a function, a ``df.apply``, a property, a
-widget callback. In a notebook, ``%load_ext ipyportal`` first: then the notebook stays alive while a cell waits. The
-same call works in a script, in pytest, in terminal IPython:
+widget callback. In a notebook, type ``%load_ext ipyportal`` first: then the notebook stays alive while a cell waits.
+The same call works in a script, in pytest and in terminal IPython:
 
     >>> import asyncio
     >>> from ipyportal import run, submit
@@ -17,10 +17,10 @@ same call works in a script, in pytest, in terminal IPython:
     >>> call.result()
     'Riga 4 °C'
 
-`iterate` is ``async for`` and `enter` is ``async with``, in the same sense; `syncify` makes the synchronous twin of a
-function or a class; `map` calls a function of many items at once.
+In the same way, `iterate` is ``async for`` and `enter` is ``async with``. `syncify` makes a synchronous version of a
+function or a class. `map` calls a function for many items at once.
 
-A function of yours can hand on where its calls run; `Route` is the type of that:
+A route says where a call runs. Your own functions can take one as an argument; `Route` is its type:
 
     >>> import ipyportal
     >>> def forecast(city, on: ipyportal.Route | None = None):
@@ -30,7 +30,7 @@ A function of yours can hand on where its calls run; `Route` is the type of that
     >>> print(f"by ipyportal {ipyportal.__version__}")  # doctest: +ELLIPSIS
     by ipyportal ...
 
-Under it lies `ipyportal.concurrency`, an engine that knows nothing of IPython.
+All this is built on `ipyportal.concurrency`, an engine that does not import IPython.
 """
 
 from __future__ import annotations

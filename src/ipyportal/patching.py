@@ -285,20 +285,20 @@ _UNUSED = "does nothing; type `with patch_asyncio():`, or %portal patch on for a
 
 
 def patch_asyncio() -> _Patch:
-    """Have ``asyncio.run()`` and the like work in a ``with`` block where a loop runs already. From any thread.
+    """Make ``asyncio.run()`` work in a ``with`` block where an event loop is already running. From any thread.
 
-    In the whole process: `asyncio.run`, `asyncio.Runner.run`, ``loop.run_until_complete`` and ``loop.run_forever``,
-    called in a task or a callback of a loop that runs, suspend their caller instead of raising RuntimeError, and the
-    loop goes on. ``loop.stop()`` ends the innermost ``run_forever()`` of that loop. asyncio's tasks and futures stay
-    what they are. Where no loop runs, nothing changes. Blocks may be nested and overlap; when the last one is left,
-    everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
+    The patch is for the whole process. It covers `asyncio.run`, `asyncio.Runner.run`, ``loop.run_until_complete`` and
+    ``loop.run_forever``. If they are called in a task or a callback of a running loop, they suspend their caller
+    instead of raising RuntimeError, and the loop goes on. ``loop.stop()`` ends the innermost ``run_forever()`` of that
+    loop. Tasks and futures are not patched. Where no loop runs, nothing changes. Blocks may be nested and overlap.
+    After the last one, everything is put back. In a notebook: ``%portal patch on`` and ``%portal patch off``.
 
-    A loop of its own runs in another thread meanwhile. Signals do not reach that, so ``loop.add_signal_handler`` raises
-    NotImplementedError there, as it does on Windows.
+    If the call makes or uses another loop, that loop runs in another thread meanwhile. Signals do not reach that
+    thread, so ``loop.add_signal_handler`` raises NotImplementedError there, as it does on Windows.
 
-    A caller that cannot be suspended gets asyncio's RuntimeError, with a note that says why and what to type instead:
-    where the package greenlet is missing, elsewhere than on CPython, and in tasks and callbacks of a loop that is not
-    asyncio's own (uvloop). Code that has taken the name before (``from asyncio import run``) keeps asyncio's own.
+    Some callers cannot be suspended: without the package greenlet, on a Python other than CPython, and in tasks and
+    callbacks of a loop that is not asyncio's own (uvloop). They get asyncio's RuntimeError, with a note that says why
+    and what to type instead. Code that did ``from asyncio import run`` before the patch keeps asyncio's own function.
 
     Example:
         >>> import asyncio

@@ -17,9 +17,9 @@ from ipyportal.concurrency.portals import LoopPortal, get_global_loop, get_threa
 __all__ = ["HERE", "RULE", "Route", "check_route", "chosen_route", "get_route", "nested_loop", "portal_of", "set_route"]
 
 Route = Literal["kernel", "loop", "thread", "nested"] | Portal
-"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for itself, or a portal.
+"""Where a call runs: the kernel's thread, the global `EventLoopThread`, a thread for this call alone, or a portal.
 
-``"nested"`` is the route of last resort: the loop that runs in this thread, re-entered by nest-asyncio.
+``"nested"`` is the last resort: nest-asyncio re-enters the loop that runs in this thread.
 """
 
 
@@ -40,7 +40,7 @@ _route: Route | None = None
 
 
 def get_route() -> Route | None:
-    """The session's default for ``on=``; None for the rule.
+    """Return the session's default for ``on=``. None means the rule of `run`.
 
     Example:
         >>> from ipyportal import get_route, set_route
@@ -53,7 +53,7 @@ def get_route() -> Route | None:
 
 
 def set_route(on: Route | None) -> None:
-    """Set the session's default for ``on=`` of `run` and `submit`; None goes back to the rule.
+    """Set the session's default for ``on=`` of `run` and `submit`. None goes back to the rule of `run`.
 
     Example:
         >>> import asyncio, threading

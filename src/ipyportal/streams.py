@@ -106,7 +106,7 @@ class _Source:
 
 
 class Iteration(Stream[T]):
-    """What `iterate` returns: an iterator, and a context manager that closes it."""
+    """What `iterate` returns: an iterator, which is also a context manager that closes it."""
 
     def __init__(self, maker: _Maker[AsyncIterable[T]], timeout: float | None, on: Route | None) -> None:
         self._name = maker.name
@@ -164,28 +164,30 @@ def iterate(work: AsyncIterable[T], /, *, timeout: float | None = None, on: Rout
 def iterate(
     work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
 ) -> Iteration[Any]:
-    """``async for item in work``, in synchronous code: ``for item in iterate(work)``. From any thread.
+    """Loop over an async iterable in synchronous code: ``for item in iterate(work)``. From any thread.
 
-    Each item is asked for when the loop comes to it, and not before. All of it runs in one place, which the rule of
-    `run` chooses when the loop begins: in the caller's own task, if that can be suspended, else in a task of its own
-    on the global `EventLoopThread`. When the loop ends by ``break`` or an exception, the async iterator's ``aclose()``
-    is run there, and waited for. ``with iterate(work) as items`` does that at the end of the block, and raises what
-    the clean-up raises; after a mere ``break`` that can only be reported, through `sys.unraisablehook`.
+    It stands for ``async for item in work``. The next item is requested only when the loop needs it. The whole
+    iteration runs in one task. If the caller can be suspended, this is the caller's own task; otherwise it is a new
+    task on the global `EventLoopThread`.
+
+    If the loop ends by ``break`` or an exception, the async iterator's ``aclose()`` runs in the same task, and the
+    caller waits for it. ``with iterate(work) as items`` does this at the end of the block, and raises what the clean-up
+    raises. After a ``break`` without ``with``, such an exception can only be reported, through `sys.unraisablehook`.
 
     Args:
-        work: An async generator, or whatever ``async for`` takes; or a function, asynchronous or not, that returns
-            one, called with `args` and `kwargs` in that place.
-        timeout: Seconds for each item to come.
-        on: As for `run`. It then runs in a task of its own there.
+        work: An async generator, or anything that ``async for`` takes. Or a function, asynchronous or not, that
+            returns one; it is called with `args` and `kwargs` in that task.
+        timeout: Seconds that each item may take.
+        on: As for `run`. The iteration then runs in a new task there.
 
     Returns:
         An iterator with ``close()``.
 
     Raises:
-        TypeError: `work` is nothing for ``async for``; from the loop, if it is what a function returned.
+        TypeError: ``async for`` cannot take `work`. If a function returned it, the loop raises this.
         TypeError, ValueError: As `run` does for `timeout` and `on`.
         TimeoutError: From the loop. An item did not come in time; the iteration is over.
-        KeyboardInterrupt: From the loop. The stop button or Ctrl-C; the iteration is over, and has cleaned up.
+        KeyboardInterrupt: From the loop. The stop button or Ctrl-C. The iteration is over, and has cleaned up.
         BaseException: From the loop. What `work` raised.
 
     Example:
@@ -252,7 +254,7 @@ class _Manager:
 
 
 class Entered(AbstractContextManager[T, bool]):
-    """What `enter` returns: a context manager, for one use."""
+    """What `enter` returns: a context manager that you can use once."""
 
     def __init__(
         self, maker: _Maker[AbstractAsyncContextManager[T, Any]], timeout: float | None, on: Route | None
@@ -330,25 +332,26 @@ def enter(
 def enter(
     work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
 ) -> Entered[Any]:
-    """``async with work as value``, in synchronous code: ``with enter(work) as value``. From any thread.
+    """Use an async context manager in synchronous code: ``with enter(work) as value``. From any thread.
 
-    It is entered and left in one and the same task, so that cancel scopes and task groups work: the caller's own, if
-    that can be suspended, else a task of its own on the global `EventLoopThread`. What the body raises reaches
-    ``__aexit__``, which may suppress it. Where the context manager cancels its task, as `asyncio.timeout` and
-    `asyncio.TaskGroup` do, the body is interrupted where it waits in `run` and its like.
+    It stands for ``async with work as value``. The context manager is entered and left in the same task, so cancel
+    scopes and task groups work. If the caller can be suspended, this is the caller's own task; otherwise it is a new
+    task on the global `EventLoopThread`. An exception in the body reaches ``__aexit__``, which may suppress it. If the
+    context manager cancels its task, as `asyncio.timeout` and `asyncio.TaskGroup` do, the body is interrupted where it
+    waits in `run` or another wait of ipyportal.
 
-    What it gives belongs to the loop where it runs: use it inside `run`.
+    The value belongs to the loop where the context manager runs: use it inside `run`.
 
     Args:
-        work: An async context manager; or a function, asynchronous or not, that returns one, called with `args` and
-            `kwargs` in that place: ``enter(asyncio.timeout, 5)``.
-        timeout: Seconds for entering it. Leaving it takes as long as it takes.
-        on: As for `run`. It then runs in a task of its own there, and may be left in a later cell.
+        work: An async context manager. Or a function, asynchronous or not, that returns one; it is called with `args`
+            and `kwargs` in that task: ``enter(asyncio.timeout, 5)``.
+        timeout: Seconds that entering may take. There is no limit for leaving.
+        on: As for `run`. The context manager then runs in a new task there, and you may leave it in a later cell.
 
     Raises:
-        TypeError: `work` is no async context manager; from the ``with``, if it is what a function returned.
+        TypeError: `work` is not an async context manager. If a function returned it, the ``with`` raises this.
         TypeError, ValueError: As `run` does for `timeout` and `on`.
-        TimeoutError: From the ``with``. It was not entered in time.
+        TimeoutError: From the ``with``. Entering took too long.
         KeyboardInterrupt: From the ``with``. The stop button or Ctrl-C.
         BaseException: From the ``with``. What the context manager raised.
 

@@ -59,7 +59,9 @@ def run(
     work: Callable[..., T], /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any
 ) -> T: ...
 def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any) -> Any:
-    """``await work``, in synchronous code: a function, a property, ``df.apply``, a widget's callback. From any thread.
+    """Wait for `work` in synchronous code, as ``await work`` does in async code. From any thread.
+
+    It returns the result. Use it in a function, in a property, in ``df.apply``, in a widget's callback.
 
     Example:
         >>> import asyncio
@@ -72,24 +74,26 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         >>> run(double, 21, timeout=5, on="thread")
         42
 
-    In a thread whose event loop runs (a cell, a callback, any task) the call runs on that loop, and the caller is
-    suspended: the loop goes on. In any other thread it runs on the global `EventLoopThread`, and the caller blocks,
-    and runs what is sent back. So it is, with one warning, where a loop runs whose code cannot be suspended: uvloop's,
-    or without the package greenlet. A Task or Future is awaited on the loop to which it belongs.
+    In a thread whose event loop runs (a cell, a callback, any task), the work runs on that loop. The caller is
+    suspended: it stands still, and the loop goes on. In any other thread, the work runs on the global
+    `EventLoopThread`. The calling thread blocks, and runs the calls that the work sends back to it. The same happens,
+    with one warning, on a loop whose code cannot be suspended: uvloop's, or any loop without the package greenlet. A
+    Task or Future is awaited on the loop to which it belongs.
 
     Args:
-        work: An awaitable; or a function, asynchronous or not, called with `args` and `kwargs` where the call runs,
-            where what it returns is awaited if it can be; or a `Call`, which is submitted if it has not been.
-        timeout: Seconds for it to be over.
-        on: Overrides where it runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`. ``"nested"`` re-enters the
-            loop that runs in this thread with nest-asyncio, which patches asyncio for good.
+        work: An awaitable, or a function, or a `Call`. A function, asynchronous or not, is called with `args` and
+            `kwargs` where the work runs; if it returns an awaitable, that is awaited there. A `Call` is submitted if
+            it has not been submitted yet.
+        timeout: Seconds until the work is cancelled.
+        on: Overrides where the work runs: ``"kernel"``, ``"loop"``, ``"thread"`` or a `Portal`. ``"nested"`` re-enters
+            the loop that runs in this thread with nest-asyncio, which patches asyncio until the process ends.
 
     Raises:
-        TimeoutError: It was not over in time, and was cancelled.
-        concurrent.futures.CancelledError: It was cancelled.
-        KeyboardInterrupt: The stop button or Ctrl-C; the call was cancelled, and its clean-up waited for.
-        TypeError: `work` is nothing that can be awaited or called.
-        ValueError: `timeout` is negative, or `on` is no route.
+        TimeoutError: The work was not over in time, and was cancelled.
+        concurrent.futures.CancelledError: The work was cancelled.
+        KeyboardInterrupt: The stop button or Ctrl-C. The work was cancelled, and has cleaned up.
+        TypeError: `work` cannot be awaited or called.
+        ValueError: `timeout` is negative, or `on` is not a route.
         RuntimeError: The wait could never end.
         ImportError: `on` is ``"nested"``, and nest-asyncio is not installed.
         BaseException: What `work` raised.
@@ -426,8 +430,8 @@ def submit(
 def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None = None, **kwargs: Any) -> Call[Any]:
     """Start `work`, and return its `Call` at once. From any thread.
 
-    It runs on the global `EventLoopThread`, or `on` another route, or, a Task or Future, on its own loop. In a
-    notebook what it prints and displays goes to the cell that launched it, also after that cell has ended.
+    It runs on the global `EventLoopThread`, or where `on` says. A Task or Future runs on its own loop. In a notebook,
+    its output goes to the cell that launched it, even after that cell has ended.
 
     Args:
         work, args, kwargs, timeout, on: As for `run`.
@@ -457,8 +461,8 @@ def submit(work: Any, /, *args: Any, timeout: float | None = None, on: Route | N
 def on_kernel_thread(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Run ``fn(*args, **kwargs)`` on the kernel's thread and return its result. From any thread.
 
-    For what belongs to that thread: matplotlib, sqlite3 connections, ``input()``, widgets. While a cell runs
-    synchronous code that does not wait, the call waits for it.
+    Use it for things that belong to that thread: matplotlib, sqlite3 connections, ``input()``, widgets. If a cell runs
+    synchronous code that does not wait in ipyportal, the call runs after that code.
 
     Raises:
         RuntimeError: The extension is not loaded in a Jupyter kernel.

@@ -364,7 +364,7 @@ def syncify(
     on: Route | None = None,
 ) -> SyncFunction[P, AbstractAsyncContextManager[T, Any], Entered[T]]: ...
 def syncify(work: Any = None, /, *, timeout: float | None = None, on: Route | None = None) -> Any:
-    """The synchronous twin of an asynchronous function or class. Also as a decorator, with options or without.
+    """Make a synchronous version, the twin, of an async function or class. Also a decorator, with or without options.
 
     ============================================ ==================================================
     `work`                                       its twin
@@ -380,20 +380,22 @@ def syncify(work: Any = None, /, *, timeout: float | None = None, on: Route | No
                                                  one
     ============================================ ==================================================
 
-    ``twin.aio`` is the original: the function, the method, the class, the object in an instance of a twin class. Name,
-    docstring and signature are the original's. A twin class makes its object where the rule of `run` says, and what is
-    asked of the instance later runs on that same loop, from whatever thread it is asked. Synchronous methods run there,
-    too. A method that returns an instance of the class, itself for instance, returns its twin; instances of other
-    classes are returned as they are.
+    ``twin.aio`` is the original: the function, the method, the class, or the object in an instance of a twin class. The
+    twin has the name, docstring and signature of the original.
+
+    A twin class makes its object on the loop where `run` would run it. All methods and attributes of the instance run
+    on that same loop, whatever thread uses them. This includes synchronous methods. A method that returns an instance
+    of the class, for example itself, returns the twin of that instance. Instances of other classes are returned as
+    they are.
 
     Args:
         work: The function or class.
-        timeout: Seconds for each call; for each item of an iterator; for entering a context manager.
+        timeout: Seconds for each call, for each item of an iterator, and for entering a context manager.
         on: As for `run`.
 
     Raises:
         TypeError: `work` is neither a function nor a class.
-        TypeError, ValueError: As `run` does for `timeout` and `on`.
+        TypeError, ValueError: As for `run`, for `timeout` and `on`.
 
     Example:
         >>> import asyncio

@@ -1,8 +1,8 @@
-"""ipyportal's engine: calls that travel between threads and event loops, without blocking any of them.
+"""ipyportal's engine: run functions in other threads and event loops, without blocking either.
 
-A `Call` is a function with its arguments and its context, to be run once. A `Portal` is a place where calls run:
-a `WorkerThread`, an `EventLoopThread`, an executor, the thread of whoever waits. A `Waiter` waits for a call, and is
-a portal itself: what the call sends back runs there meanwhile.
+A `Call` is a function with its arguments and a copy of the context, which runs once. A `Portal` is a place where calls
+run: a `WorkerThread`, an `EventLoopThread`, an executor, or the thread that waits. A `Waiter` waits for a call. It is
+also a portal: the call can send other calls back to it, and they run in the thread that waits.
 
 How a call travels::
 
@@ -17,7 +17,7 @@ How a call travels::
       wakes                  <───────── the call is over ─────────┘
     call.result()
 
-`from_sync` and `from_async` do this in one line each, the first for synchronous code, the second for asynchronous:
+`from_sync` (for synchronous code) and `from_async` (for asynchronous code) do this in one line:
 
     >>> import threading
     >>> from ipyportal.concurrency import create_call, from_async, from_sync
@@ -28,12 +28,12 @@ How a call travels::
     >>> from_sync.wait_for_call_in_loop_thread(create_call(login, "ada"), timeout=60)
     ('Password of ada?', 'MainThread')
 
-Everything can be cancelled, from any thread: a call, with all that it sent back (`Call.cancel`), a block of code
-(`cancel_sync_after`, `cancel_async_after`), each by a deadline, too. Synchronous code that waits in a task or a
-callback of a loop is *suspended* instead of blocking that loop (`can_suspend`, `suspend`).
+You can cancel everything, from any thread or at a deadline: a call, with the calls that it sent back (`Call.cancel`),
+or a block of code (`cancel_sync_after`, `cancel_async_after`). Synchronous code that waits in a task or a callback of a
+loop is *suspended*: it stands still, and the loop goes on (`can_suspend`, `suspend`).
 
-The engine imports nothing of IPython. Its rooms, of which each imports those before it alone: `cancellation`,
-`suspension`, `calls`, `portals`, `waiters`, and `api` on top.
+The engine does not import IPython. Its packages are `cancellation`, `suspension`, `calls`, `portals`, `waiters` and
+`api`. Each imports only those named before it.
 """
 
 from ipyportal.concurrency.api import cast_to_call, create_call, from_async, from_sync

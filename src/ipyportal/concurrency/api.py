@@ -224,7 +224,7 @@ class _Soon:
     def call_soon_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> Call[T]: ...
     @staticmethod
     def call_soon_in_new_thread(call: Any, timeout: float | None = None) -> Call[Any]:
-        """Start `call` in a thread for itself, and return it at once. From any thread."""
+        """Start `call` in a thread of its own, and return it at once. From any thread."""
         return get_thread_pool().submit(_with_timeout(call, timeout))
 
     @overload
@@ -259,8 +259,8 @@ class _Soon:
 class from_sync(_Soon):
     """For synchronous code of any thread.
 
-    A wait suspends its caller where `can_suspend()` is true, and the loop of its thread goes on; elsewhere it
-    blocks the thread. Where that would keep the call from ever being run, RuntimeError is raised.
+    If `can_suspend()` is true, a wait suspends its caller, and the loop of its thread goes on. Otherwise a wait blocks
+    the thread. If the call could then never run, RuntimeError is raised.
 
     Example:
         >>> import asyncio
@@ -292,11 +292,11 @@ class from_sync(_Soon):
     def wait_for_call_in_loop_thread(
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
-        """Run `call` on the global loop; run here what it sends back; return its result.
+        """Run `call` on the global loop, run here the calls that it sends back, and return its result.
 
         Args:
-            call: What to run; a function that takes no arguments, or a `Call`.
-            timeout: Seconds for it to be over.
+            call: A `Call`, or a function that takes no arguments.
+            timeout: Seconds until the call is cancelled.
             done_callbacks: Calls or functions to run in this thread when it is over, however it ended.
             contexts: Context managers to enter in this thread for the time of the wait.
 
@@ -328,7 +328,7 @@ class from_sync(_Soon):
     def wait_for_call_in_new_thread(
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
-        """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
+        """Run `call` in a thread of its own. Otherwise like `wait_for_call_in_loop_thread`."""
         return wait_for(get_thread_pool(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
@@ -341,7 +341,7 @@ class from_sync(_Soon):
     def call_in_loop_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
     @staticmethod
     def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
-        """Run `call` on the global loop and return its result. It cannot send anything back."""
+        """Run `call` on the global loop, and return its result. The call cannot send other calls back."""
         return get_global_loop().submit(_with_timeout(call, timeout)).result()
 
     @overload
@@ -352,12 +352,12 @@ class from_sync(_Soon):
     def call_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
     @staticmethod
     def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
-        """Run `call` in a thread for itself and return its result. It cannot send anything back."""
+        """Run `call` in a thread of its own, and return its result. The call cannot send other calls back."""
         return get_thread_pool().submit(_with_timeout(call, timeout)).result()
 
 
 class from_async(_Soon):
-    """For asynchronous code of any loop. A cancelled wait cancels the call, and waits for its clean-up.
+    """For asynchronous code of any loop. A cancelled wait cancels the call, and lasts until it has cleaned up.
 
     Example:
         >>> import asyncio, threading
@@ -390,11 +390,11 @@ class from_async(_Soon):
     async def wait_for_call_in_loop_thread(
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
-        """Run `call` on the global loop; run here what it sends back; return its result.
+        """Run `call` on the global loop, run here the calls that it sends back, and return its result.
 
         Args:
-            call: What to run; a function that takes no arguments, or a `Call`.
-            timeout: Seconds for it to be over.
+            call: A `Call`, or a function that takes no arguments.
+            timeout: Seconds until the call is cancelled.
             done_callbacks: Calls or functions to run in this loop when it is over, however it ended.
             contexts: Context managers to enter in this task for the time of the wait.
 
@@ -426,7 +426,7 @@ class from_async(_Soon):
     async def wait_for_call_in_new_thread(
         call: Any, timeout: float | None = None, done_callbacks: DoneCallbacks = None, contexts: Contexts = None
     ) -> Any:
-        """Run `call` in a thread for itself; in all else as `wait_for_call_in_loop_thread`."""
+        """Run `call` in a thread of its own. Otherwise like `wait_for_call_in_loop_thread`."""
         return await await_for(get_thread_pool(), _with_timeout(call, timeout), done_callbacks, contexts)
 
     @overload
@@ -439,7 +439,7 @@ class from_async(_Soon):
     async def call_in_loop_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
     @staticmethod
     async def call_in_loop_thread(call: Any, timeout: float | None = None) -> Any:
-        """Run `call` on the global loop and return its result. It cannot send anything back."""
+        """Run `call` on the global loop, and return its result. The call cannot send other calls back."""
         __tracebackhide__ = True
         return await get_global_loop().submit(_with_timeout(call, timeout))
 
@@ -453,5 +453,5 @@ class from_async(_Soon):
     async def call_in_new_thread(call: Callable[[], T], timeout: float | None = None) -> T: ...
     @staticmethod
     async def call_in_new_thread(call: Any, timeout: float | None = None) -> Any:
-        """Run `call` in a thread for itself and return its result. It cannot send anything back."""
+        """Run `call` in a thread of its own, and return its result. The call cannot send other calls back."""
         return await get_thread_pool().submit(_with_timeout(call, timeout))

@@ -71,34 +71,34 @@ def _attach(exc: BaseException, finished: dict[int, Any]) -> None:
 
 
 class _Map:
-    """``fn`` of each item, many at once: `builtins.map` for what waits. Returns a list. From any thread.
+    """Call `fn` for many items at once, and return the list of results, in the order of the items. From any thread.
 
-    ``map.unordered`` takes the same arguments, and is an iterator over the results as they come.
+    ``map.unordered`` takes the same arguments, and returns an iterator over the results as they come.
 
-    A coroutine function runs where the rule of `run` says: on this thread's own loop, if the caller can be suspended,
-    else on the global `EventLoopThread`. Any other function runs in threads; what it returns, if that is an awaitable,
-    is awaited on that loop. Each item has a copy of the context (`contextvars`) that was current at the call.
+    A coroutine function runs where `run` would run it: on this thread's own loop if the caller can be suspended,
+    otherwise on the global `EventLoopThread`. Any other function runs in threads; if it returns an awaitable, that is
+    awaited on that loop. Each item gets a copy of the context (`contextvars`) that was current at the call.
 
-    The iterables are drawn in the thread and the task that calls this, each item when there is room for it: with an
-    endless one, or one of a million items, no more than `limit` are held at a time.
+    The next item is taken from the iterables when there is room for it, in the thread and the task that calls `map`.
+    So an iterable may be endless: at most `limit` items are held at a time.
 
     Args:
-        fn: Called with an item of each of `iterables`, which may have different lengths: the shortest ends it.
-        limit: How many items are in flight at most, from those that were drawn to those whose result was taken. None
-            for 1000 of a coroutine function or on an `ExecutorPortal`, and for as many of any other as
-            `ThreadPoolExecutor` has threads. ``math.inf`` for no limit.
-        timeout: Seconds for all of it to be over.
-        progress: Show a bar of `tqdm.auto`.
+        fn: Called with one item of each of `iterables`. They may have different lengths: the shortest ends the map.
+        limit: How many items may be in flight. An item counts from when it is taken until its result is taken. None
+            means 1000 for a coroutine function or on an `ExecutorPortal`, and otherwise as many as
+            `ThreadPoolExecutor` has threads. ``math.inf`` means no limit.
+        timeout: Seconds for all items together.
+        progress: Show a progress bar of `tqdm.auto`.
         return_exceptions: Put the exceptions of items that fail among the results.
-        on: As for `run`. An `ExecutorPortal` has its executor run each item. A `WorkerThread` takes the items of a
-            synchronous function one by one; on any loop, a synchronous function blocks it.
+        on: As for `run`. With an `ExecutorPortal`, its executor runs each item. A `WorkerThread` runs the items of a
+            synchronous function one by one. On a loop, a synchronous function blocks that loop.
 
     Raises:
-        BaseException: What the first item that failed raised, with a note that says which. The others have been
+        BaseException: What the first item that failed raised, with a note that says which item. The others were
             cancelled, and have cleaned up.
-        TimeoutError: It was not over in time. All that was in flight was cancelled, as for each of these.
+        TimeoutError: The items took too long. All items in flight were cancelled, as for each of these errors.
         KeyboardInterrupt: The stop button or Ctrl-C.
-        TypeError, ValueError: Before anything runs, if an argument is of no use.
+        TypeError, ValueError: An argument cannot be used. Nothing has run.
 
         What was finished by then is not lost: each of these that was raised after the beginning has an attribute
         ``finished``, a dict from the numbers of items, counted from 0, to results. (After `map.unordered`, go on

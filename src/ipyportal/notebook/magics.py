@@ -109,9 +109,9 @@ class PortalMagics(Magics):
     def await_(self, line: str, local_ns: dict[str, Any] | None = None) -> Any:
         """Wait for an expression's value: ``%await [-t SECONDS] [--on ROUTE] EXPR``, also as ``x = %await EXPR``.
 
-        EXPR is evaluated where the magic stands: in the notebook's namespace, in a function with its variables. What
-        it gives is awaited if it can be. As with run(), the notebook stays alive meanwhile, and the stop button
-        cancels it.
+        EXPR is evaluated where you write the magic: with the notebook's variables, and in a function also with the
+        function's variables. If its value is an awaitable, that is awaited. As with run(), the notebook stays alive
+        meanwhile, and the stop button cancels it.
         """
         __tracebackhide__ = True
         end = 0
@@ -142,10 +142,10 @@ class PortalMagics(Magics):
     @_portal_option
     @argument("--as", dest="name", metavar="NAME", help="Keep the last expression's value in NAME, do not show it.")
     def await_cell(self, line: str, cell: str) -> Any:
-        """Run the cell's body, with await at its top level: ``%%await [-t SECONDS] [--on ROUTE] [--as NAME]``.
+        """Run the cell, with await at its top level: ``%%await [-t SECONDS] [--on ROUTE] [--as NAME]``.
 
-        As in any cell, its variables are the notebook's, and its last expression's value is shown and kept in ``_``
-        and ``Out``. The stop button cancels it, and waits for its clean-up.
+        As in any cell, its variables are the notebook's, and the value of its last expression is shown and kept in
+        ``_`` and ``Out``. The stop button cancels it, and waits for its clean-up.
         """
         __tracebackhide__ = True
         options = self._parse(self.await_cell, line)
@@ -162,12 +162,12 @@ class PortalMagics(Magics):
     @_portal_option
     @argument("name", nargs="?", help="The variable that will hold the Call.")
     def background(self, line: str, cell: str) -> None:
-        """Start the cell's body, and return at once: ``%%background [NAME] [-t SECONDS] [--on ROUTE]``.
+        """Start the cell's code, and return at once: ``%%background [NAME] [-t SECONDS] [--on ROUTE]``.
 
-        NAME is its Call: NAME.result() waits for it and gives the last expression's value, NAME.cancel() cancels
-        it. A line under the cell shows how it goes; what it prints and displays, its value and its error appear there,
-        too.
-        It runs on the EventLoopThread: code that blocks without await belongs to %%thread, or --on thread.
+        The variable NAME will hold its Call. NAME.result() waits for it, and returns the value of the last expression.
+        NAME.cancel() cancels it. A card below the cell shows its state. Its output, its value and its error appear
+        there, too. The code runs on the EventLoopThread. For code that blocks without await, use %%thread, or
+        --on thread.
         """
         options = self._parse(self.background, line)
         timeout, on = self._timeout(options.timeout), self._route(options.on)
@@ -210,11 +210,11 @@ class PortalMagics(Magics):
         help="Run in the thread of this name, the same for each cell that names it.",
     )
     def thread(self, line: str, cell: str) -> Any:
-        """Run a synchronous body in a thread where no event loop runs: ``%%thread [-t SECONDS] [--name NAME]``.
+        """Run a synchronous cell in a thread where no event loop runs: ``%%thread [-t SECONDS] [--name NAME]``.
 
-        For libraries that refuse to run where a loop does. The variables are the notebook's; the last expression's
-        value, what is printed, ``input()`` and the stop button are as in any cell. The notebook stays alive.
-        In functions, NAME's thread is ``get_worker_thread("NAME")``: run(fn, on=get_worker_thread("db")).
+        Use it for libraries that refuse to work where a loop runs. The variables are the notebook's. The value of the
+        last expression, the output, ``input()`` and the stop button work as in any cell. The notebook stays alive.
+        To use the same thread in a function, write run(fn, on=get_worker_thread("NAME")).
         """
         __tracebackhide__ = True
         options = self._parse(self.thread, line)
@@ -257,10 +257,10 @@ class PortalMagics(Magics):
     )
     @argument("name", nargs="*", help="Which to cancel, or all.")
     def calls(self, line: str) -> Any:
-        """The calls that run and those that ran: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear|where``.
+        """Show calls, running or over, or cancel them: ``%calls``, ``%calls cancel NAME|all``, ``%calls clear|where``.
 
-        Of those launched with submit() and %%background. The last hundred finished ones are remembered,
-        without their results. NAME is what the list shows; in quotes, if it is ``all``.
+        It lists the calls started with submit() and %%background. It remembers the last hundred that are over, without
+        their results. NAME is the name in the list. Put it in quotes if it is ``all``.
         """
         action, name = (*line.strip().split(maxsplit=1), "", "")[:2]  # no more of it is parsed: a name is any text
         options = self._parse(self.calls, action)
@@ -303,12 +303,12 @@ class PortalMagics(Magics):
     )
     @argument("value", nargs="?", help="route: rule, kernel, loop or thread; await, patch: on or off.")
     def portal(self, line: str) -> Any:
-        """What was detected and what is set: ``%portal``.
+        """Show what ipyportal found in this kernel, and your settings: ``%portal``.
 
-        ``%portal route rule|kernel|loop|thread`` sets where calls run that do not say it with ``on=``.
-        ``%portal await off`` puts IPython's own %time, %timeit, %prun and %%capture back, which know no await.
-        ``%portal patch on`` has asyncio.run() and loop.run_until_complete() work in cells, for libraries that call
-        them; ``%portal patch off`` puts asyncio's own back.
+        ``%portal route rule|kernel|loop|thread`` sets where calls without ``on=`` run.
+        ``%portal await off`` restores IPython's own %time, %timeit, %prun and %%capture, which do not accept await.
+        ``%portal patch on`` makes asyncio.run() and loop.run_until_complete() work in cells, for libraries that call
+        them. ``%portal patch off`` restores asyncio's own.
         """
         options = self._parse(self.portal, line)
         if options.what == "route":

@@ -29,7 +29,7 @@ _FINISHED, _CANCELLED, _TIMEDOUT = State.FINISHED, State.CANCELLED, State.TIMEDO
 
 
 def current_call() -> Call[Any] | None:
-    """The call whose code this is, also in tasks and threads that got the call's context; None outside of calls.
+    """Return the call whose code is running, or None. It works also in tasks and threads with the call's context.
 
     Example:
         >>> from ipyportal.concurrency import create_call, current_call, from_sync
@@ -72,19 +72,20 @@ def around(call: Call[Any] | None) -> Iterator[Call[Any]]:
 
 
 class Call(Execution[T]):
-    """A function to be run once, with its arguments, and its result.
+    """A function with its arguments, which runs once, and its result.
 
-    Make one with `Call.new`, give it to a `Portal` or run it here with `run()`. ``fn`` may be synchronous,
-    asynchronous, or a synchronous function that returns an awaitable (a `Call` is one), which is then awaited where the
-    call runs. It runs in a copy of the context (`contextvars`) that was current when the call was made. When it is
-    over, the function, its arguments and the context are dropped; the engine keeps no reference to the call.
+    Make a call with `Call.new`. Then submit it to a `Portal` (a place where calls run), or run it here with `run()`.
+    ``fn`` may be synchronous or asynchronous. It may also be a synchronous function that returns an awaitable (a `Call`
+    is one), which is then awaited where the call runs. The call runs in a copy of the context (`contextvars`) that was
+    current when the call was made. When it is over, the function, its arguments and the context are dropped. The
+    engine keeps no reference to the call.
 
-    All methods may be used from any thread. KeyboardInterrupt, SystemExit and the like raised by ``fn`` are the
-    call's exception: they reach whoever takes the result and do not end the thread that ran it.
+    You may use all methods from any thread. If ``fn`` raises KeyboardInterrupt, SystemExit or the like, that is the
+    call's exception: it is raised where the result is taken, and does not end the thread that ran the call.
 
-    What a call has raised is reported if nobody takes it, by `result`, `exception`, ``await`` or its `future`: on
-    stderr, or through `sys.unraisablehook` if one was set, when the call is thrown away or the interpreter ends. A
-    cancelled call has not failed.
+    If a call fails and no code takes its exception (by `result`, `exception`, ``await`` or its `future`), the exception
+    is reported when Python deletes the call or when the interpreter ends: on stderr, or through `sys.unraisablehook`
+    if one was set. A cancelled call has not failed.
 
     Example:
         >>> from ipyportal.concurrency import Call, get_global_loop
@@ -115,7 +116,7 @@ class Call(Execution[T]):
     def new(cls, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Call[Any]:
         """A call of ``fn(*args, **kwargs)`` that has not begun. It captures the current context.
 
-        What `fn` returns is awaited if it can be, a `Call` as well: its result is the call's.
+        If `fn` returns an awaitable (also a `Call`), it is awaited, and its result is the result of this call.
 
         Raises:
             TypeError: `fn` is not callable.
@@ -130,11 +131,11 @@ class Call(Execution[T]):
     # --- running it ----------------------------------------------------------------------------------------------
 
     def run(self) -> Coroutine[Any, Any, None] | None:
-        """Run the call here and now; what comes of it is the call's result, and nothing is raised.
+        """Run the call here and now, and store what it returns or raises. Nothing is raised here.
 
-        Returns None, or, where a loop runs in this thread and ``fn`` turns out to be asynchronous, a coroutine that
-        runs the rest: await it. In a thread without a running loop an asynchronous ``fn`` runs in a loop of its
-        own, as in `asyncio.run`.
+        Returns None. But if a loop runs in this thread and ``fn`` is asynchronous, it returns a coroutine that runs the
+        rest: await it. In a thread without a running loop, an asynchronous ``fn`` runs in its own loop, as in
+        `asyncio.run`.
 
         Raises:
             RuntimeError: The call has begun before.
@@ -204,13 +205,13 @@ class Call(Execution[T]):
     # --- waiting for it ------------------------------------------------------------------------------------------
 
     def result(self, timeout: float | None = None) -> T:
-        """Wait for the call to be over and give its result. From any thread but that of the loop it runs on.
+        """Wait until the call is over, and return its result. From any thread except that of the loop it runs on.
 
         Args:
-            timeout: Seconds to wait; None to wait as long as it takes. The call goes on when they are over.
+            timeout: Seconds to wait; None to wait as long as it takes. After that time, the call goes on.
 
         Raises:
-            TimeoutError: The call timed out (then `timedout()` is true), or the wait did.
+            TimeoutError: The call timed out (then `timedout()` is true), or the wait took too long.
             concurrent.futures.CancelledError: The call was cancelled.
             RuntimeError: The wait could never end, because this thread is the one that must run the call.
             BaseException: What the call raised.
@@ -224,7 +225,7 @@ class Call(Execution[T]):
             self = None  # type: ignore[assignment]  # as in `_take`
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        """Wait for the call to be over and give what it raised, or None. As `result` in all else."""
+        """Wait until the call is over, and return what it raised, or None. Otherwise like `result`."""
         if not self.done():
             self._wait(timeout)
         if self._state is _FINISHED:
@@ -293,9 +294,9 @@ class Call(Execution[T]):
         )
 
     async def aresult(self) -> T:
-        """Wait for the call to be over and give its result, in any loop; the same as ``await call``.
+        """Wait in async code, on any loop, until the call is over, and return its result. The same as ``await call``.
 
-        Cancelling the task that awaits it cancels the call, and waits for the call's clean-up.
+        If the task that awaits is cancelled, the call is cancelled, and the task waits for its clean-up.
 
         Raises:
             TimeoutError: The call timed out.
@@ -324,7 +325,7 @@ class Call(Execution[T]):
 
 
 class Portal(abc.ABC):
-    """A place where calls run: a thread, an event loop, the thread that waits for a call, an executor.
+    """A place where calls run: a thread, an event loop, an executor, or the thread that waits for a call.
 
     Example:
         >>> from ipyportal.concurrency import Call, Portal
@@ -344,11 +345,11 @@ class Portal(abc.ABC):
 
     @abc.abstractmethod
     def submit(self, call: Call[T]) -> Call[T]:
-        """Have `call` run here, soon, after those submitted before. From any thread. Returns the call.
+        """Run `call` here soon, after the calls submitted before. From any thread. Returns the call.
 
         Raises:
             RuntimeError: The portal takes no more calls, or the call was submitted before.
-            TypeError: `call` is no `Call`.
+            TypeError: `call` is not a `Call`.
         """
 
     def _claim(self, call: Call[Any]) -> None:

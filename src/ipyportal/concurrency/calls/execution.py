@@ -143,9 +143,9 @@ class Execution(Outcome[T]):
     # --- asking it to end ----------------------------------------------------------------------------------------
 
     def set_timeout(self, timeout: float | None) -> None:
-        """Give the call `timeout` seconds from now to be over, waiting in queues included; then it is cancelled.
+        """Cancel the call if it is not over `timeout` seconds from now. Time that it waits in a queue counts.
 
-        One deadline covers a function and the awaitable that it returns. Of several, the earliest holds.
+        One deadline covers a function and the awaitable that it returns. If there are several, the earliest counts.
 
         Raises:
             TypeError, ValueError: `timeout` is not a number, or is negative.
@@ -164,9 +164,9 @@ class Execution(Outcome[T]):
     def cancel(self) -> bool:
         """Ask the call to end. False if it is over already.
 
-        One that has not begun is cancelled at once. One that runs gets `asyncio.CancelledError` raised in it (see
-        `ipyportal.concurrency.interruption` for where), and with it all that it sent back to the thread that waits
-        for it. It is over when its clean-up is.
+        A call that has not begun is cancelled at once. In a call that runs, `asyncio.CancelledError` is raised (see
+        `ipyportal.concurrency.interruption` for where). The calls that it sent back to the thread that waits for it are
+        cancelled, too. The call is over when its clean-up is over.
         """
         return self._end(_CANCELLED)
 

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 class State(enum.Enum):
-    """Where a `Call` is in its life. The last four are final.
+    """The state of a `Call`. The last four are final.
 
     Example:
         >>> from ipyportal.concurrency import Call, State
@@ -90,7 +90,7 @@ class Outcome(Generic[T]):
         return self._state is _RUNNING
 
     def cancelled(self) -> bool:
-        """True if the call ended by being cancelled. One that was asked to and went on is not."""
+        """True if the call was cancelled. False if it was asked to end, but went on."""
         return self._state is _CANCELLED
 
     def timedout(self) -> bool:
@@ -101,10 +101,10 @@ class Outcome(Generic[T]):
         return True
 
     def add_done_callback(self, fn: Callable[[Self], object]) -> None:
-        """Call ``fn(call)`` when the call is over, in the thread that ends it; now, if it is over.
+        """Call ``fn(call)`` when the call is over, in the thread that ends it. If it is over already, call it now.
 
-        What `fn` raises is reported, through `sys.unraisablehook` if one was set, else on stderr; other callbacks still
-        run. No lock is held meanwhile. It should not block: the thread has other calls to run.
+        If `fn` raises, that is reported, through `sys.unraisablehook` if one was set, otherwise on stderr. Other
+        callbacks still run. No lock is held meanwhile. `fn` should not block: the thread has other calls to run.
         """
 
         def callback(call: Self) -> None:

@@ -56,11 +56,11 @@ class _Ending(enum.Enum):
 
 
 class CancelScope(abc.ABC):
-    """A block of code that can be cancelled as one, by a deadline or from any thread.
+    """A block of code that can be cancelled as a whole, at a deadline or from any thread.
 
-    Made by `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after`, `cancel_async_at`. If the deadline ends the
-    block, `TimeoutError` is raised out of it; if `cancel()` does, `asyncio.CancelledError`. A block that had ended
-    before it noticed is neither. A scope is entered once: a second time raises `RuntimeError`.
+    `cancel_sync_after`, `cancel_sync_at`, `cancel_async_after` and `cancel_async_at` make one. If the deadline ends
+    the block, it raises `TimeoutError`. If `cancel()` ends it, it raises `asyncio.CancelledError`. If the block ended
+    before it noticed, it raises neither. You can enter a scope once; a second time raises `RuntimeError`.
 
     Example:
         >>> import asyncio, time
@@ -412,11 +412,12 @@ def cancel_task(task: asyncio.Task[Any], outside: int = 0, wanted: Callable[[], 
 
 @contextmanager
 def shield() -> Iterator[None]:
-    """Hold back what would cancel the code of a ``with`` block until the block is left.
+    """Delay a cancel of the code in a ``with`` block until the end of the block.
 
-    In synchronous code and in a task alike. It guards against `Call.cancel`, deadlines and cancel scopes of
-    ipyportal, but for scopes inside of it. It does not guard a task against ``task.cancel()`` by others, nor any code
-    against KeyboardInterrupt. When the block is left, `asyncio.CancelledError` is raised if something was held back.
+    It works in synchronous code and in a task. It protects against `Call.cancel`, and against deadlines and cancel
+    scopes of ipyportal, except scopes inside the block. It does not protect a task against ``task.cancel()`` by other
+    code, or any code against KeyboardInterrupt. If a cancel was delayed, the end of the block raises
+    `asyncio.CancelledError`.
 
     Example:
         >>> import time

@@ -42,40 +42,41 @@ def is_async_function(fn: Any) -> bool:
 
 
 class ExecutorPortal(Portal):
-    """A `concurrent.futures.Executor` as a place where calls run: a pool of processes, a cluster.
+    """Run calls with a `concurrent.futures.Executor`: a pool of threads or processes, or a cluster.
 
-    ``ExecutorPortal(client.get_executor(pure=False))`` is a dask cluster (without ``pure=False`` dask takes two calls
-    with equal arguments for one), ``ExecutorPortal(client.executor())`` one of ipyparallel.
+    For a dask cluster, write ``ExecutorPortal(client.get_executor(pure=False))``. (Without ``pure=False``, dask treats
+    two calls with equal arguments as one.) For an ipyparallel cluster, write ``ExecutorPortal(client.executor())``.
 
-    What runs there is a function with its arguments; an asynchronous one runs in a loop of its own, as in
-    `asyncio.run`. How they travel, and their results, is the executor's affair: dask and ipyparallel pickle functions
-    of a notebook by value, a `ProcessPoolExecutor` and an `InterpreterPoolExecutor` (CPython 3.14) by name, so that
-    they must be in a module that can be imported there, as ipyportal must be. Asynchronous functions, and `context`,
-    need ipyportal wherever they run. (A plain function that returns an awaitable is awaited in the standard library's
-    pools alone.)
+    The executor runs a function with its arguments. An asynchronous function runs in its own loop, as in
+    `asyncio.run`. The executor decides how functions and results are sent. dask and ipyparallel pickle functions of a
+    notebook by value. A `ProcessPoolExecutor` and an `InterpreterPoolExecutor` (CPython 3.14) pickle them by name, so
+    the functions, and ipyportal, must be in modules that can be imported there. Asynchronous functions, and `context`,
+    need ipyportal wherever they run. (If a plain function returns an awaitable, only the standard library's pools
+    await it.)
 
-    A call stays pending until it is over: executors do not tell when they begin. Cancelled, or at its deadline, it is
-    over at once. What waits in the executor's queue is cancelled there, too. What has begun goes on until it returns,
-    and its result is dropped; the call's exception has a note that says so.
+    A call stays pending until it is over, because executors do not tell when they begin. If a call is cancelled or
+    reaches its deadline, it is over at once. If it waits in the executor's queue, it is cancelled there, too. If it has
+    begun, the function goes on until it returns, and its result is dropped. The call's exception has a note that says
+    so.
 
-    Done callbacks of a call run in the thread in which the executor tells the outcome, one that it needs for others:
-    they must not wait. In a forked child a portal is as dead as its executor, and its calls are over.
+    Done callbacks of a call run in the thread in which the executor reports results. It needs that thread for other
+    calls, so callbacks must not wait. In a forked child, a portal is as dead as its executor, and its calls are over.
 
-    As a context manager, leaving it waits for the calls that were submitted, or, if an exception leaves it, cancels
-    them.
+    You can use it as a context manager. At the end of the block, it waits for the calls that were submitted. If the
+    block raises an exception, it cancels them.
 
     Args:
-        executor: It stays its maker's: `shutdown` leaves it alone.
-        name: What messages call it; the executor's class if None.
-        context: Context variables (`contextvars`) to be sent with each call, those of them that are set. No others are.
-            For another process each must be a global name of a module that can be imported there.
-        dumps: Pickles a function and its arguments for `pickle.loads`, in the thread that submits:
-            ``cloudpickle.dumps`` sends functions of a notebook to a `ProcessPoolExecutor`. If None, `pickle.dumps` for
-            that one and an `InterpreterPoolExecutor`; other executors do it their way.
-        owner: Have `shutdown` end the executor, too.
+        executor: The executor. `shutdown` does not end it, unless `owner` is true.
+        name: The name in messages; if None, the executor's class.
+        context: Context variables (`contextvars`) to send with each call, if they are set. No others are sent. For
+            another process, each must be a global name of a module that can be imported there.
+        dumps: A function that pickles a function and its arguments for `pickle.loads`, in the thread that submits.
+            With ``cloudpickle.dumps``, you can send functions of a notebook to a `ProcessPoolExecutor`. If None, it is
+            `pickle.dumps` for that one and an `InterpreterPoolExecutor`. Other executors pickle in their own way.
+        owner: If True, `shutdown` ends the executor, too.
 
     Raises:
-        TypeError: `executor` is none, or `context` holds something else than context variables.
+        TypeError: `executor` is not an executor, or `context` holds something other than context variables.
 
     Example:
         >>> from concurrent.futures import ThreadPoolExecutor
@@ -133,7 +134,7 @@ class ExecutorPortal(Portal):
 
     @property
     def executor(self) -> concurrent.futures.Executor:
-        """What it was made of."""
+        """The executor."""
         return self._executor
 
     def __repr__(self) -> str:
@@ -143,7 +144,7 @@ class ExecutorPortal(Portal):
         """Give `call` to the executor, and return it. From any thread.
 
         Raises:
-            TypeError: The function or an argument cannot be sent: a coroutine, say, or what cannot be pickled.
+            TypeError: The function or an argument cannot be sent, for example a coroutine, or it cannot be pickled.
             RuntimeError: The portal or the executor was shut down, or the call was submitted before.
             concurrent.futures.BrokenExecutor: A worker of the pool has died, and the pool with it.
         """
@@ -250,10 +251,10 @@ class ExecutorPortal(Portal):
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def shutdown(self, *, cancel: bool = False, timeout: float | None = None) -> bool:
-        """Take no more calls, and wait for those that were submitted. From any thread but the executor's own.
+        """Take no more calls, and wait for those that were submitted. From any thread except the executor's own.
 
-        The executor goes on, unless the portal is its `owner`: then it is shut down when the last call is over, and its
-        end waited for, which comes when all that it has begun has returned.
+        The executor goes on, unless the portal is its `owner`. In that case it is shut down when the last call is over.
+        Then this waits for the executor's end, which comes when everything that it has begun has returned.
 
         Args:
             cancel: Cancel the calls.

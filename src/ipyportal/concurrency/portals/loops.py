@@ -37,21 +37,22 @@ def _factory_beside_a_gui() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class EventLoopThread(ThreadPortal):
-    """A thread that runs an event loop, and calls in it as tasks.
+    """A thread with its own event loop, which runs calls as tasks of that loop.
 
-    As a context manager, leaving it waits for the calls that were submitted, or, if an exception leaves it, cancels
-    them. Tasks that the calls left behind are cancelled.
+    You can use it as a context manager. At the end of the block, it waits for the calls that were submitted. If the
+    block raises an exception, it cancels them. Tasks that the calls left behind are cancelled.
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
-            clean-up. If False, its exit waits for them, and the thread ends.
+        daemon: If True, the interpreter may exit while calls run. They are then cancelled, and have a second to clean
+            up. If False, the exit of the interpreter waits for the calls, and the thread ends.
         run_once: Take one call, and end when it is over.
-        loop_factory: Makes the loop; ``uvloop.new_event_loop`` works. If None, `asyncio.new_event_loop`; or asyncio's
-            own default, if the event loop policy is none of asyncio's, uvloop's or winloop's: a GUI's policy, as
-            qasync's, makes loops that run in the GUI's thread alone.
+        loop_factory: A function that makes the loop; ``uvloop.new_event_loop`` works. If None, it is
+            `asyncio.new_event_loop`. If the event loop policy is not one of asyncio's, uvloop's or winloop's, it is
+            asyncio's own default, because a GUI's policy (qasync's) makes loops that run only in the GUI's thread.
 
-    A call that stops the loop (``loop.stop()``) ends the thread and all calls in it; the global loop is made anew.
+    If a call stops the loop (``loop.stop()``), the thread and all its calls end. The global loop is then made again
+    when it is needed.
 
     Example:
         >>> import asyncio
@@ -183,7 +184,7 @@ class EventLoopThread(ThreadPortal):
 
         Args:
             cancel: Cancel the calls that run, and wait for their clean-up.
-            timeout: Seconds to wait for the thread's end; None for as long as it takes.
+            timeout: Seconds to wait for the end of the thread; None for as long as it takes.
 
         Returns:
             False if the thread had not ended by then.

@@ -41,7 +41,7 @@ _pool = ThreadPool()
 
 @uninterruptible
 def get_global_loop() -> EventLoopThread:
-    """The `EventLoopThread` of the process, started on demand, and anew if it was shut down or died.
+    """Return the global `EventLoopThread` of the process. It starts when needed, and again if it was shut down or died.
 
     Example:
         >>> import asyncio
@@ -73,9 +73,9 @@ def in_global_loop() -> bool:
 
 
 def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
-    """Shut the global loop down, cancelling what runs there, and wait for its end, `timeout` seconds at most.
+    """Shut down the global loop, cancel its calls, and wait for its end, for at most `timeout` seconds.
 
-    The next call that needs one starts another.
+    The next call that needs a global loop starts a new one.
 
     Returns:
         False if it had not ended by then.
@@ -103,16 +103,16 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
 
 
 def get_worker_thread(name: str) -> WorkerThread:
-    """The `WorkerThread` of the process that goes by `name`: the same each time. From any thread.
+    """Return the `WorkerThread` with this name: the same one each time. From any thread.
 
-    For objects that belong to the thread that made them. ``%%thread --name db`` runs in ``get_worker_thread("db")``.
-    It is started by its first call, and made anew if it was shut down.
+    Use it for objects that belong to the thread that made them. ``%%thread --name db`` runs in
+    ``get_worker_thread("db")``. The thread starts with its first call. If it was shut down, a new one is made.
 
     Args:
         name: Any text that is not empty.
 
     Raises:
-        TypeError, ValueError: `name` is no such text.
+        TypeError, ValueError: `name` is not such a text.
 
     Example:
         >>> import sqlite3
@@ -143,10 +143,10 @@ def get_thread_pool() -> ThreadPool:
 
 
 def shutdown(timeout: float | None = 5.0) -> None:
-    """End the engine's shared threads: the global loop, workers, the clock. What they run is cancelled.
+    """End the engine's shared threads: the global loop, workers, the clock. The calls that they run are cancelled.
 
-    From a thread that is none of them. They start anew when they are needed again; at the interpreter's exit this is
-    done by itself.
+    Do not call it from one of these threads. They start again when they are needed. When the interpreter exits, this
+    happens by itself.
 
     Args:
         timeout: Seconds to wait for all of them together; None for as long as it takes.

@@ -24,13 +24,14 @@ T = TypeVar("T")
 class WorkerThread(ThreadPortal):
     """A thread that runs calls one after the other.
 
-    An asynchronous call runs in an event loop of its own there, as in `asyncio.run`. As a context manager, leaving
-    it waits for the calls that were submitted, or, if an exception leaves it, cancels them.
+    An asynchronous call runs there in its own event loop, as in `asyncio.run`. You can use the thread as a context
+    manager. At the end of the block, it waits for the calls that were submitted. If the block raises an exception, it
+    cancels them.
 
     Args:
         name: The thread's name.
-        daemon: Whether the interpreter may exit while calls run. They are cancelled then, and have a second for their
-            clean-up. If False, its exit waits for them, and the thread ends.
+        daemon: If True, the interpreter may exit while calls run. They are then cancelled, and have a second to clean
+            up. If False, the exit of the interpreter waits for the calls, and the thread ends.
         run_once: Take one call, and end.
 
     Example:
@@ -74,7 +75,7 @@ class WorkerThread(ThreadPortal):
 
         Args:
             cancel: Cancel the calls instead.
-            timeout: Seconds to wait for the thread's end; None for as long as it takes.
+            timeout: Seconds to wait for the end of the thread; None for as long as it takes.
 
         Returns:
             False if the thread had not ended by then.

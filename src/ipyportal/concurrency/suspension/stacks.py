@@ -20,12 +20,12 @@ _BELOW = ("IPython.", "ipykernel.", "asyncio.", "tornado.", "threading", "runpy"
 
 
 def suspended_stacks() -> list[traceback.StackSummary]:
-    """The stacks of all code of this process that is suspended: that waits in `run`, and whose event loop goes on.
+    """Return the stacks of all suspended code of this process: code that waits in `run` while its event loop goes on.
 
-    Each begins with the user's outermost frame, leads over the one that waits, and then over the coroutines that it
-    waits for, down to the innermost. Our frames, and those of IPython and asyncio around a cell or a task, are left
-    out. It looks through all objects of the garbage collector: for a person who asks, not for a loop. From any thread,
-    and from a signal's handler.
+    Each stack begins with your outermost frame. Then come the frame that waits, and the coroutines that it waits for,
+    down to the innermost. Frames of ipyportal, and those of IPython and asyncio around a cell or a task, are left out.
+    This looks through all objects of the garbage collector, so it is slow: do not call it again and again. You may call
+    it from any thread, and from a signal handler.
 
     Example:
         >>> import asyncio, signal

@@ -41,10 +41,10 @@ def suspendable_here() -> Suspends | None:
 
 
 def can_suspend() -> bool:
-    """Whether `suspend` works here: in any task or callback of a loop of asyncio's own kind.
+    """Return whether `suspend` works here. It does in any task or callback of a loop of asyncio's own kind.
 
-    On other loops, uvloop say, in the calls of an `EventLoopThread` alone. Nowhere without the package greenlet,
-    nor elsewhere than on CPython.
+    On other loops, such as uvloop's, it works only in calls of an `EventLoopThread`. It never works without the package
+    greenlet, or on a Python other than CPython.
 
     Example:
         >>> from ipyportal.concurrency import can_suspend, from_sync
@@ -55,15 +55,15 @@ def can_suspend() -> bool:
 
 
 def suspend(awaitable: Awaitable[T]) -> T:
-    """``await awaitable``, in synchronous code of a task or a callback: that waits, and its loop goes on.
+    """Wait for `awaitable` in synchronous code of a task or a callback, while its loop goes on. Returns the result.
 
-    Call it in the thread of the loop. Context variables are the caller's own, as in ``await``: what the awaitable sets
-    is set afterwards. A task that is cancelled meanwhile gets `asyncio.CancelledError` out of it. In a callback, which
-    has no task, the awaitable runs in a task of its own.
+    Call it in the thread of the loop. The awaitable runs in the caller's context, as with ``await``: the caller sees
+    context variables that it sets. If the task is cancelled meanwhile, this raises `asyncio.CancelledError`. A callback
+    has no task; there, the awaitable runs in a new task.
 
     Raises:
         RuntimeError: `can_suspend()` is False here.
-        TypeError: `awaitable` is none.
+        TypeError: `awaitable` is not an awaitable.
         BaseException: What the awaitable raised.
 
     Example:

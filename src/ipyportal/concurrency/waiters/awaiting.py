@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class AsyncWaiter(Waiter[T]):
-    """Waits for a call in a task. What is sent back runs in the task's loop, asynchronous calls concurrently.
+    """Waits for a call in a task. Calls that are sent back run in the task's loop; asynchronous ones run concurrently.
 
     Example:
         >>> import asyncio
@@ -54,10 +54,10 @@ class AsyncWaiter(Waiter[T]):
         self._sent_back.pop(call, None)
 
     async def wait(self) -> Call[T]:
-        """Run what is sent back until the call, and all that, is over; then the done callbacks.
+        """Run the calls that are sent back until all are over, then the done callbacks.
 
-        Returns the call, also one that failed. Cancelling the task that waits cancels the call and what it sent
-        back, and waits for the clean-up.
+        Returns the call, even if it failed. If the task that waits is cancelled, the call and the calls that it sent
+        back are cancelled, and the task waits for their clean-up.
         """
         __tracebackhide__ = True
         call = self._call

@@ -111,9 +111,9 @@ if hasattr(os, "register_at_fork"):
 
 
 class SyncWaiter(Waiter[T]):
-    """Waits for a call in a thread that may block.
+    """Waits for a call, and blocks its thread.
 
-    Asynchronous calls that are sent back run in a loop of their own, as in `asyncio.run`.
+    An asynchronous call that is sent back runs in its own loop, as in `asyncio.run`.
 
     Example:
         >>> import asyncio
@@ -142,14 +142,14 @@ class SyncWaiter(Waiter[T]):
         self._inbox.put(None)
 
     def wait(self, portal: Portal | None = None) -> Call[T]:
-        """Run what is sent back until the call is over; then the done callbacks. In the thread that made the waiter.
+        """Run the calls that are sent back until the call is over, then the done callbacks. In the waiter's own thread.
 
-        With `portal`, the call is submitted there first: so an interrupt finds the call either not submitted or
-        waited for, and never running with nobody to cancel it.
+        With `portal`, the call is submitted there first. So if an interrupt comes, the call is either not submitted, or
+        this thread waits for it and cancels it.
 
-        Returns the call, also one that failed. If this thread is interrupted (KeyboardInterrupt), or its code is
-        cancelled, the call is cancelled, its clean-up waited for, and the exception raised. A second
-        KeyboardInterrupt ends the wait at once; the call goes on with its clean-up.
+        Returns the call, even if it failed. If this thread is interrupted (KeyboardInterrupt), or its code is
+        cancelled, this cancels the call, waits for its clean-up, and raises the exception. A second KeyboardInterrupt
+        ends the wait at once; the call goes on with its clean-up.
 
         Raises:
             RuntimeError: The wait could never end, because this thread is the one that must run the call. It has not

@@ -17,10 +17,11 @@ T = TypeVar("T")
 
 
 class Waiter(Portal, Generic[T]):
-    """What both kinds of waiter share. Make it before the call is submitted, in the thread that will wait.
+    """Waits for a call, and runs the calls that it sends back. Make it in the thread that will wait.
 
-    What is submitted before the wait begins is kept until then; after its end, submitting raises RuntimeError. When
-    the call is cancelled or times out, what was sent back until then is cancelled, too, also while it runs.
+    This is the base of `SyncWaiter` and `AsyncWaiter`. Make a waiter before you submit the call. A call that is sent
+    back before the wait begins is kept until then. After the end of the wait, submitting raises RuntimeError. If the
+    call is cancelled or times out, the calls that it sent back are cancelled, too, even while they run.
 
     Example:
         >>> import threading
@@ -62,7 +63,7 @@ class Waiter(Portal, Generic[T]):
 
     @property
     def closed(self) -> bool:
-        """True when the wait is over, and nothing can be sent back any more."""
+        """True if the wait is over, so that no call can be sent back."""
         return self._closed
 
     @property
@@ -71,7 +72,7 @@ class Waiter(Portal, Generic[T]):
         return self._call
 
     def submit(self, call: Call[Any]) -> Call[Any]:
-        """Have `call` run in the thread that waits. From any thread.
+        """Run `call` in the thread that waits. From any thread.
 
         Raises:
             RuntimeError: The wait is over.
@@ -86,9 +87,9 @@ class Waiter(Portal, Generic[T]):
         return call
 
     def add_done_callback(self, call: Call[Any]) -> Call[Any]:
-        """Have `call` run in the thread that waits when the wait is over, however it ended. From any thread.
+        """Run `call` in the thread that waits when the wait is over, however it ended. From any thread.
 
-        What it raises is reported, and keeps none of the others from running.
+        If it raises an exception, that is reported, and the other callbacks still run.
 
         Raises:
             RuntimeError: The wait is over.
