@@ -137,7 +137,7 @@ async def use(seconds):
         return await page.evaluate("1 + 1")
 """,
         gives=2,
-        by=("run", "%%thread"),
+        by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
         needs=("chromium",),
