@@ -74,7 +74,7 @@ class Steps:
         if on is None:
             on = get_route()
         if isinstance(on, ExecutorPortal):
-            raise TypeError(f"{name} takes more than one step, and {on.name} runs functions: run, submit or map them")
+            raise TypeError(f"{name} cannot run on {on.name}, which only runs functions: use run, submit or map")
         if on is None and self._caller is not None and asyncio.current_task() is not None:
             self._loop = asyncio.get_running_loop()
         else:

@@ -134,14 +134,14 @@ def test_with_the_patch_on_it_is_not_told_to_switch_it_on(shared: Kernel) -> Non
 
 def test_a_name_of_pythons_own_is_refused(shared: Kernel) -> None:
     assert "'print' is a builtin of Python: choose another name" in shared.execute("%%background print\n5").stderr
-    assert "no name of a variable" in shared.execute("%%background class\n5").stderr
+    assert "not a valid variable name" in shared.execute("%%background class\n5").stderr
     assert shared.execute("print('still')").stdout == "still\n"
 
 
 def test_a_call_that_still_runs_is_not_lost_from_sight(shared: Kernel) -> None:
     shared.execute("%%background job\nawait asyncio.sleep(60)")
     said = shared.execute("%%background job\nawait asyncio.sleep(60)")
-    assert said.stdout == "the call that was job goes on: %calls lists both, %calls cancel job ends them\n"
+    assert said.stdout == "the earlier call job still runs: %calls lists both, %calls cancel job ends them\n"
     assert shared.execute("%calls cancel job").stdout == "cancelled 2\n"
 
 

@@ -329,7 +329,7 @@ def test_a_named_thread_is_the_same_each_time(shared: Kernel) -> None:
 
 def test_thread_refuses_await_before_anything_runs(shared: Kernel) -> None:
     reply = shared.execute("%%thread\nran_in_thread = True\nawait double(1)")
-    assert "await belongs to %%await" in usage_error(reply)
+    assert "%%thread cannot run await: use %%await" in usage_error(reply)
     assert shared.value("'ran_in_thread' in globals()") is False
 
 
@@ -369,7 +369,7 @@ def test_a_cell_that_waits_for_a_busy_thread_says_so(shared: Kernel, way: str) -
         assert shared.value("blocked.wait(5)")
         waiting = shared.begin("%%thread --name busy\n'ran'")
         assert re.fullmatch(
-            rf"the thread 'busy' is busy: it runs {told}; this cell runs when that is over\n", waiting.stdout_so_far()
+            rf"the thread 'busy' is busy with {told}; this cell starts when that is over\n", waiting.stdout_so_far()
         )
         assert not waiting.done()
         shared.interrupt()
@@ -505,10 +505,10 @@ WRONG_USE = [
     ("%calls destroy", "destroy"),
     ("%calls --unknown", "--unknown"),
     ("%calls 'unclosed", "No closing quotation"),
-    ("%calls clear all", "takes no more words: all"),
-    ("%calls where all", "takes no more words: all"),
-    ("%calls cancel --unknown", "no call of the name '--unknown'"),
-    ("%calls cancel", "cancel which"),
+    ("%calls clear all", "takes no further arguments: all"),
+    ("%calls where all", "takes no further arguments: all"),
+    ("%calls cancel --unknown", "no running call is named '--unknown'"),
+    ("%calls cancel", "say which call to cancel"),
     ("%calls cancel nobody", "'nobody'"),
     ("%portal route", "rule, kernel, loop or thread"),
     ("%portal route mars", "rule, kernel, loop or thread"),

@@ -264,7 +264,7 @@ def test_it_works_in_the_cell_that_loads_the_extension(kernel: Kernel) -> None:
         await asyncio.sleep(0)
         print(library(3), here(double(4)))
     """)
-    assert reply.stdout.endswith("takes that back\n2 4\n6 8\n")
+    assert reply.stdout.endswith("to undo, type %portal patch off\n2 4\n6 8\n")
     assert kernel.value("library(2)") == 4
 
 

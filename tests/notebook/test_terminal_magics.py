@@ -103,14 +103,14 @@ def test_what_portal_says_is_what_a_line_with_await_does(shared: Terminal) -> No
     said = shared.run("%portal")
     assert "blocked: no loop runs; in a line with await one does, and goes on" in said
     assert "on the EventLoopThread; in a line with await on its own loop" in said
-    assert "works, for no loop runs; in a line with await: %portal patch on" in said
+    assert "works: no loop is running. In a line with await, type %portal patch on" in said
     assert "(None, 'MainThread')" in shared.run("(await asyncio.sleep(0), ipyportal.run(where()))")
     assert "asyncio.run() cannot be called from a running event loop" in shared.run(waits)
 
     shared.run("%portal patch on")
     try:
         said = shared.run("%portal")
-        assert re.search(r"works, for no loop runs; in a line with await: .* suspend their callers", said)
+        assert re.search(r"works: no loop is running\. In a line with await: .* suspend their callers", said)
         assert re.search(r"\(None, 'MainThread', 'ipyportal-thread-\d+'\)", shared.run(waits))
         assert "'MainThread'" in shared.run("asyncio.run(where())")
         assert "'ipyportal-loop'" in shared.run("ipyportal.run(where())")

@@ -98,9 +98,9 @@ def _waiter_of_current_call(thread: Thread | None) -> Waiter[Any]:
             "nothing can be sent back from here: this code was not started by a call. Start it with "
             "wait_for_call_in_loop_thread or wait_for_call_in_new_thread"
         )
-    place = "" if thread is None else f" in {thread.name!r}"
+    nobody = "no thread waits" if thread is None else f"the thread {thread.name!r} does not wait"
     raise RuntimeError(
-        f"nothing can be sent back from {first.name}: nobody waits for it{place}. Start it with "
+        f"{first.name} cannot send calls back, because {nobody} for it. Start it with "
         "wait_for_call_in_loop_thread or wait_for_call_in_new_thread"
     )
 

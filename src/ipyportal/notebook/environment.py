@@ -86,7 +86,7 @@ def other_kernel(shell: InteractiveShell) -> str:
     kernel: Any = getattr(shell, "kernel", None)
     return (
         f"this kernel ({type_name(kernel)}) is not ipykernel: run, submit and the magics work, on_kernel_thread does "
-        "not, and the stop button does what the kernel makes of it"
+        "not, and the stop button works as this kernel implements it"
     )
 
 
@@ -242,8 +242,8 @@ def _asyncio_run(environment: Environment) -> str:
     if environment.kind is not Kind.TERMINAL:
         return patching.report()
     if not patching.patched():
-        return "works, for no loop runs; in a line with await: %portal patch on"
-    return f"works, for no loop runs; in a line with await: {patching.report()}"
+        return "works: no loop is running. In a line with await, type %portal patch on"
+    return f"works: no loop is running. In a line with await: {patching.report()}"
 
 
 def _widgets(environment: Environment) -> str:
@@ -276,7 +276,7 @@ def _to_do(environment: Environment) -> list[str]:
     if environment.kernel is not None and not greenlets_available() and sys.implementation.name == "cpython":
         steps.append("pip install greenlet, and restart the kernel: then cells that wait are suspended")
     if nest_asyncio_applied():
-        steps.append("leave nest_asyncio.apply() out, and restart the kernel: %portal patch on does what it is for")
+        steps.append("remove nest_asyncio.apply() and restart the kernel; use %portal patch on instead")
     return steps
 
 

@@ -47,7 +47,7 @@ _OPTION = re.compile(r"\s*(-t|--timeout|--on|--as|--name)(?:\s+|=)(\S+)")
 
 
 def _portal_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    timeout = argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
+    timeout = argument("-t", "--timeout", metavar="SECONDS", help="Cancel it after this many seconds.")
     on = argument(
         "--on", metavar="ROUTE", help="Where it runs: kernel, loop, thread, or the name of a Portal of yours."
     )
@@ -129,7 +129,7 @@ class PortalMagics(Magics):
         if local_ns is not None and local_ns is not namespace:
             body.namespace = {**namespace, **local_ns}
         if not body.is_expression:
-            raise UsageError("%await needs an expression, no statement: x = %await fetch(url)")
+            raise UsageError("%await needs an expression, not a statement: x = %await fetch(url)")
 
         async def evaluate() -> Any:
             __tracebackhide__ = True
@@ -199,11 +199,11 @@ class PortalMagics(Magics):
         if name is not None:
             before = self._shell.user_ns.get(name)
             if isinstance(before, Call) and not before.done():
-                print(f"the call that was {name} goes on: %calls lists both, %calls cancel {name} ends them")  # noqa: T201
+                print(f"the earlier call {name} still runs: %calls lists both, %calls cancel {name} ends them")  # noqa: T201
             self._shell.user_ns[name] = call
 
     @magic_arguments("%thread")
-    @argument("-t", "--timeout", metavar="SECONDS", help="Seconds for it to be over; then it is cancelled.")
+    @argument("-t", "--timeout", metavar="SECONDS", help="Cancel it after this many seconds.")
     @argument(
         "--name",
         metavar="NAME",
@@ -221,7 +221,7 @@ class PortalMagics(Magics):
         timeout = self._timeout(options.timeout)
         body = Body(self._shell, cell)
         if body.is_async:
-            raise UsageError("%%thread runs synchronous code: await belongs to %%await or %%background")
+            raise UsageError("%%thread cannot run await: use %%await or %%background")
         if options.name is None:
             return body.shown(run(_named(body.run_sync, "%%thread"), timeout=timeout, on="thread"))
         name = options.name.strip("\"'")
@@ -266,7 +266,7 @@ class PortalMagics(Magics):
         options = self._parse(self.calls, action)
         history = self._extension.history
         if name and options.action != "cancel":
-            raise UsageError(f"%calls {action} takes no more words: {one_line(name)}")
+            raise UsageError(f"%calls {action} takes no further arguments: {one_line(name)}")
         if options.action == "clear":
             history.clear()
             return None
@@ -276,10 +276,10 @@ class PortalMagics(Magics):
             return None
         if options.action == "cancel":
             if not name:
-                raise UsageError("cancel which? %calls cancel NAME, or %calls cancel all")
+                raise UsageError("say which call to cancel: %calls cancel NAME, or %calls cancel all")
             chosen = history.running() if name == "all" else history.named(name)
             if not chosen and name != "all":
-                raise UsageError(f"no call of the name {short_repr(name)} is running; %calls shows those that are")
+                raise UsageError(f"no running call is named {short_repr(name)}; %calls lists the running calls")
             for one in chosen:
                 if (call := one.call()) is not None:
                     call.cancel()
@@ -328,14 +328,14 @@ class PortalMagics(Magics):
 
 _ROUTE_SET = {
     "rule": "calls run by the rule again: in a cell on its own loop, elsewhere on the EventLoopThread",
-    "kernel": "calls without on= run on the kernel's thread now; %portal route rule takes that back",
-    "loop": "calls without on= run on the EventLoopThread now; %portal route rule takes that back",
-    "thread": "calls without on= run in a thread each now; %portal route rule takes that back",
+    "kernel": "calls without on= run on the kernel's thread now; to undo, type %portal route rule",
+    "loop": "calls without on= run on the EventLoopThread now; to undo, type %portal route rule",
+    "thread": "calls without on= run in a thread each now; to undo, type %portal route rule",
 }
 _SWITCHED = {
     ("await", "on"): "%time, %timeit, %prun and %%capture know await again",
-    ("await", "off"): "%time, %timeit, %prun and %%capture are IPython's own now; %portal await on takes that back",
-    ("patch", "on"): "asyncio.run() and loop.run_until_complete() work in cells now; %portal patch off takes that back",
+    ("await", "off"): "%time, %timeit, %prun and %%capture are IPython's own now; to undo, type %portal await on",
+    ("patch", "on"): "asyncio.run() and loop.run_until_complete() work in cells now; to undo, type %portal patch off",
     ("patch", "off"): "asyncio is as it was",
 }
 
@@ -365,7 +365,7 @@ def _say_if_busy(worker: WorkerThread, name: str, work: Any, history: History) -
         if (launched := history.of(call)) is not None:
             cell = "" if launched.cell is None else f" of In [{launched.cell}]"
             what += f"{cell}, for {_seconds(launched.elapsed)}"
-        print(f"the thread {name!r} is busy: it runs {what}; this cell runs when that is over")  # noqa: T201
+        print(f"the thread {name!r} is busy with {what}; this cell starts when that is over")  # noqa: T201
 
     if worker._current is None:  # as nearly always: then the engine's clock is not troubled
         return None
@@ -385,7 +385,7 @@ def _line_in_cell(namespace: dict[str, Any]) -> int:
 
 def _identifier(name: str) -> str:
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise UsageError(f"{name!r} is no name of a variable")
+        raise UsageError(f"{name!r} is not a valid variable name")
     if hasattr(builtins, name):
         raise UsageError(f"{name!r} is a builtin of Python: choose another name")
     return name

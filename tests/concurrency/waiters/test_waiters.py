@@ -617,7 +617,7 @@ def test_a_call_in_a_lent_thread_that_waits_for_itself_is_told() -> None:
     def work() -> None:
         wait_for(None, current_call())
 
-    with soon(), pytest.raises(RuntimeError, match="it is this very code that waits"):
+    with soon(), pytest.raises(RuntimeError, match="the call would wait for itself"):
         from_sync.call_in_new_thread(work)
 
 

@@ -250,7 +250,7 @@ class Call(Execution[T]):
         if (task is not None and asyncio._get_running_loop() is not None and task is asyncio.current_task()) or (
             thread is not None and thread is thread_state() and thread.runs(self)
         ):
-            raise RuntimeError(f"waiting here for {self!r} would never end: it is this very code that waits")
+            raise RuntimeError(f"waiting here for {self!r} would never end: the call would wait for itself")
 
     def _wait(self, timeout: float | None) -> None:
         timeout = check_timeout(timeout)

@@ -98,8 +98,8 @@ class ExecutorPortal(Portal):
     ) -> None:
         if not isinstance(executor, concurrent.futures.Executor):
             raise TypeError(
-                f"ExecutorPortal needs a concurrent.futures.Executor, not {type(executor).__name__}: of a dask client "
-                "that is client.get_executor(pure=False), of one of ipyparallel client.executor()"
+                f"ExecutorPortal needs a concurrent.futures.Executor, not {type(executor).__name__}: for dask, "
+                "pass client.get_executor(pure=False); for ipyparallel, client.executor()"
             )
         if not isinstance(name, str | None):
             raise TypeError(f"the name of an ExecutorPortal must be a str or None, not {type(name).__name__}")
@@ -201,7 +201,7 @@ class ExecutorPortal(Portal):
                     f"{self._name} does not take {call.name}: {exc}. If it was shut down, make a new executor, and an "
                     "ExecutorPortal of that"
                 ) from exc
-            _note(exc, f"it was {self._name} that did not take {call.name}")
+            _note(exc, f"{self._name} refused {call.name}")
             raise
 
     def _forget(self, call: Call[Any]) -> None:

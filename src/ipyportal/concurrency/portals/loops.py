@@ -315,8 +315,8 @@ class EventLoopThread(ThreadPortal):
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError(
-                f"waiting here for {call!r} would never end: it runs on the loop of this very thread, "
-                f"{self._name!r}, which the wait blocks. In asynchronous code, await the call"
+                f"waiting here for {call!r} would never end: it has to run on the loop of this thread, "
+                f"{self._name!r}, and the wait blocks this thread. In asynchronous code, await the call"
             )
 
 
@@ -422,6 +422,6 @@ class LoopPortal(Portal):
     def _check_wait(self, call: Call[Any]) -> None:
         if asyncio._get_running_loop() is self._loop:
             raise RuntimeError(
-                f"waiting here for {call!r} would never end: it runs on the loop of this very thread, which the "
-                "wait blocks. In asynchronous code, await the call"
+                f"waiting here for {call!r} would never end: it has to run on the loop of this thread, and the "
+                "wait blocks this thread. In asynchronous code, await the call"
             )

@@ -115,8 +115,8 @@ def run_pickled(pickled: bytes) -> Any:
     except Exception as exc:
         raise TypeError(
             f"what was sent to this process cannot be unpickled here: {exc}. A function that was defined in a notebook "
-            "or at a prompt is in the process of that alone. Put it into a module and import it; or, with the package "
-            "cloudpickle: ExecutorPortal(..., dumps=cloudpickle.dumps)"
+            "or at a prompt exists only in the process where you defined it. Put it into a module and import it; or, "
+            "with the package cloudpickle: ExecutorPortal(..., dumps=cloudpickle.dumps)"
         ) from exc
     try:
         return fn(*args)

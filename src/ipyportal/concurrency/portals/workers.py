@@ -131,7 +131,7 @@ class WorkerThread(ThreadPortal):
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError(
-                f"waiting here for {call!r} would never end: it is to run in this very thread, {self._name!r}, "
+                f"waiting here for {call!r} would never end: it has to run in this thread, {self._name!r}, "
                 "after the code that waits. Submit it to another thread, or call the function directly"
             )
 

@@ -94,8 +94,8 @@ class ThreadInbox(Portal):
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError(
-                f"waiting here for {call!r} would never end: it is to run on the loop of this very thread, which the "
-                "wait blocks. In asynchronous code, await the call"
+                f"waiting here for {call!r} would never end: it has to run on the loop of this thread, and the "
+                "wait blocks this thread. In asynchronous code, await the call"
             )
 
 

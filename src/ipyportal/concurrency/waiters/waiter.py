@@ -104,8 +104,8 @@ class Waiter(Portal, Generic[T]):
     def _check_wait(self, call: Call[Any]) -> None:
         if threading.current_thread() is self._thread:
             raise RuntimeError(
-                f"waiting here for {call!r} would never end: it is to run in this very thread, which the wait blocks. "
-                "Call the function directly"
+                f"waiting here for {call!r} would never end: it has to run in this thread, and the wait blocks "
+                "this thread. Call the function directly"
             )
 
     @abc.abstractmethod
