@@ -62,7 +62,7 @@ class Steps:
         name: str,
         clean_up: Callable[[], Coroutine[Any, Any, object]],
         on: Route | None = None,
-        cancelled: Callable[[asyncio.CancelledError], object] | None = None,
+        cancelled: Callable[[asyncio.CancelledError, bool], object] | None = None,
     ) -> None:
         self.name = name
         self._clean_up = clean_up

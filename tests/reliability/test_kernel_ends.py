@@ -109,3 +109,62 @@ def test_a_kernel_that_is_restarted_is_a_new_one(loaded_kernel: Kernel, tmp_path
     assert loaded_kernel.value("'ipyportal' in __import__('sys').modules") is False
     loaded_kernel.value("%load_ext ipyportal")
     assert loaded_kernel.value("import asyncio, ipyportal\nipyportal.run(asyncio.sleep(0, 'alive'))") == "alive"
+
+
+# What is in flight on the kernel's own loop, between cells, and the names of what cleans up.
+ON_THE_KERNEL = """
+    import contextlib
+    from ipyportal import enter, iterate
+
+    @contextlib.asynccontextmanager
+    async def entered(name):
+        note(name + " begun")
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            note(name + " cleaned up")
+
+    async def items(name):
+        async with entered(name):
+            yield 1
+            yield 2
+
+    async def stepping(name):
+        await work(name)
+        yield
+
+    async def waits(name):
+        run(work(name))
+
+    def opened(comm, message):
+        run(work("comm"))
+
+    get_ipython().kernel.comm_manager.register_target("opened", opened)
+    call = submit(work("call"), on="kernel")
+    client = enter(entered("entered"), on="kernel")
+    client.__enter__()
+    iteration = iterate(items("iterated"), on="kernel")
+    next(iteration)
+    mapping = submit(lambda: list(ipyportal.map(work, ["mapped 0", "mapped 1"], on="kernel")), on="thread")
+    task = asyncio.create_task(waits("task"))
+    timer = asyncio.get_running_loop().call_soon(lambda: run(work("timer")))
+    step = submit(lambda: next(iterate(stepping("step"), on="kernel")), on="thread")  # its step waits
+    None
+"""
+ON_THE_KERNEL_NAMES = ["call", "job", "entered", "iterated", "mapped 0", "mapped 1", "task", "timer", "step", "comm"]
+
+
+def test_what_is_in_flight_on_the_kernels_own_loop_cleans_up(loaded_kernel: Kernel, tmp_path: Path) -> None:
+    loaded_kernel.value(PRELUDE.format(folder=str(tmp_path)))
+    loaded_kernel.value(ON_THE_KERNEL)
+    loaded_kernel.execute("%%background job --on kernel\nawait work('job')")
+    loaded_kernel.comm_open("opened", {})
+    names = ON_THE_KERNEL_NAMES
+    loaded_kernel.wait_for(lambda: all((tmp_path / f"{name} begun").exists() for name in names), HANG)
+    began = time.monotonic()
+    log = loaded_kernel.end(HANG)
+    took = time.monotonic() - began
+    print(f"{took:.2f} s")
+    assert_ended_well(log, tmp_path, names)
+    assert took < HANG / 2

@@ -69,7 +69,7 @@ class Extension(Host):
             self._undo.append(hide_from_debugger(kernel))
             self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
             self._live.install()
-            finish = functools.partial(self.interrupts.finish, 1.0)
+            finish = functools.partial(self._live.finish, 1.0)
             atexit.register(finish)  # runs before what was registered by ipykernel, which closes its sockets
             self._undo.append(lambda: atexit.unregister(finish))
             if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():

@@ -88,6 +88,10 @@ class ThreadInbox(Portal):
         self._closed = True
         if _inboxes.get(self._thread) is self:
             del _inboxes[self._thread]
+        self.cancel_waiting()
+
+    def cancel_waiting(self) -> None:
+        """Cancel the calls that have not begun."""
         while self._todo:
             self._todo.popleft().cancel()
 
