@@ -25,19 +25,18 @@ import functools
 import inspect
 import sys
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ipyportal.concurrency.greenlets import greenlets_available
-from ipyportal.concurrency.portals.tasks import in_flight_on
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception
 from ipyportal.concurrency.reporting import report
 from ipyportal.concurrency.suspension.loop_internals import has_handles_ready
 from ipyportal.concurrency.suspension.loops import keep, let_go, waits_of
 from ipyportal.concurrency.suspension.steps import suspendable
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
+from ipyportal.notebook.ending import end_kernel
 from ipyportal.notebook.gui import keep_windows_live
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.output import attribute_output
@@ -206,24 +205,9 @@ class LiveKernel:
         if keep(self._loop, self._interrupts.catch):
             self._undo.append(functools.partial(let_go, self._loop))
 
-    def finish(self, seconds: float) -> None:
-        """Cancel what is in flight on the kernel's loop, and let it clean up, though that was stopped: the kernel ends.
-
-        The frontend that ends a kernel presses the stop button first; the loop may be stopped before it has got to
-        the clean-up.
-        """
-        loop = self._loop
-        if loop is None or loop.is_running() or loop.is_closed():
-            return
-        self._interrupts.end()
-        self._portal.cancel_waiting()
-        for one in in_flight_on(loop):
-            one.cancel()
-        deadline = time.monotonic() + seconds
-        while (self._interrupts.watching() or in_flight_on(loop)) and time.monotonic() < deadline:
-            # The task of a cell may be one that runs all cells. And the kernel may stop the loop once more.
-            loop.call_later(0.01, loop.stop)
-            loop.run_forever()
+    def finish(self) -> None:
+        """What is in flight ends with the kernel."""
+        end_kernel(self._loop, self._portal, self._interrupts)
 
     def uninstall(self) -> None:
         """Put everything back as it was."""

@@ -20,7 +20,7 @@ from ipyportal.concurrency.cancellation.targets import Interrupt
 from ipyportal.concurrency.portals.loops import EventLoopThread
 from ipyportal.concurrency.suspension.loops import waits_of
 
-__all__ = ["TaskEnded", "TaskPortal", "in_flight_on"]
+__all__ = ["TaskEnded", "TaskPortal", "give_up", "in_flight_on", "steps_in_flight"]
 
 T = TypeVar("T")
 
@@ -200,3 +200,19 @@ def in_flight_on(loop: asyncio.AbstractEventLoop) -> list[InFlight]:
             found[portal._task] = portal
     # The code that waits may be theirs.
     return [*found.values(), *(caller for caller in waits_of(loop) if caller.task not in found)]
+
+
+def steps_in_flight() -> list[Call[Any]]:
+    """The calls that run in a `TaskPortal` on a loop, whichever it is. From any thread."""
+    return [step for portal in list(_on_loops) if (step := portal._step) is not None]
+
+
+def give_up(loop: asyncio.AbstractEventLoop) -> None:
+    """End the calls of a loop that was stopped for good, for those who wait. In what was its thread."""
+    for one in in_flight_on(loop):
+        call: object = one
+        if isinstance(one, TaskPortal):
+            one._over()
+            call = one._step
+        if isinstance(call, Call):
+            call._lose_loop()
