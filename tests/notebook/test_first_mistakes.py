@@ -123,6 +123,29 @@ def test_a_library_that_refuses_a_running_loop_is_explained(shared: Kernel, code
     assert notes(shared).count("ipyportal: ") == 1
 
 
+@pytest.mark.parametrize(
+    "manager",
+    ["anyio.create_task_group()", "sets_a_variable()"],
+)
+def test_what_is_left_in_the_task_of_another_cell_is_explained(shared: Kernel, manager: str) -> None:
+    shared.value("""
+        import anyio, contextlib, contextvars
+        from ipyportal import enter
+        variable = contextvars.ContextVar("variable")
+        @contextlib.asynccontextmanager
+        async def sets_a_variable():
+            token = variable.set(5)
+            yield
+            variable.reset(token)
+    """)
+    shared.value(f"entered = enter({manager})\nentered.__enter__() and None")
+    # A cell with `await` has a task of its own on each ipykernel.
+    answer(shared, "await fetch()\nentered.__exit__(None, None, None)")
+    assert 'as in another cell. Pass on="kernel" or on="loop": then it has a task of its own' in notes(shared)
+    shared.value(f"entered = enter({manager}, on='kernel')\nentered.__enter__() and None")
+    assert shared.value("await fetch()\nentered.__exit__(None, None, None)") is False
+
+
 def test_with_the_patch_on_it_is_not_told_to_switch_it_on(shared: Kernel) -> None:
     shared.execute("%portal patch on")
     try:
