@@ -538,6 +538,26 @@ def test_cancel_scopes_and_groups_of_anyio_work_inside(place: Any) -> None:
     assert place(body)
 
 
+def test_what_goes_on_in_another_task_is_explained() -> None:
+    async def items() -> AsyncIterator[int]:
+        with anyio.CancelScope():
+            yield 1
+
+    async def goes_on(iteration: Any) -> None:
+        next(iteration)
+
+    async def main() -> None:
+        iteration = iterate(items())
+        next(iteration)
+        with pytest.raises(RuntimeError, match="in a different task") as caught:
+            await asyncio.create_task(goes_on(iteration))
+        assert [note.rpartition(". ")[2] for note in caught.value.__notes__] == [
+            'Pass on="loop": then it has a task of its own'
+        ]
+
+    asyncio.run(main())
+
+
 def test_nested_managers_on_the_loop_thread_each_have_their_task() -> None:
     outer, inner = Manager(), Manager()
     with enter(outer), enter(inner):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+from ipyportal import hosts
 from ipyportal.concurrency.calls import Call, Portal
 from ipyportal.concurrency.cancellation.clock import clock
 from ipyportal.concurrency.cancellation.delivery import send_sigint
@@ -22,7 +23,7 @@ from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.portals.executors import ExecutorPortal
 from ipyportal.concurrency.portals.loops import LoopPortal
 from ipyportal.concurrency.portals.tasks import TaskEnded, TaskPortal
-from ipyportal.concurrency.reporting import report
+from ipyportal.concurrency.reporting import add_note, report
 from ipyportal.concurrency.suspension.loop_internals import own_context
 from ipyportal.concurrency.suspension.steps import Suspendable
 from ipyportal.concurrency.suspension.suspending import Suspends, suspendable_here
@@ -37,6 +38,9 @@ __all__ = ["Steps", "Stream"]
 __ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # a step is about to be waited for, or has just been
 
 T = TypeVar("T")
+
+# What anyio and `contextvars` say of what is left in another task than that which entered it.
+_OTHER_TASK = ("in a different task than it was entered in", "was created in a different Context")
 
 _SOON = 0.01  # seconds in which code gets from one statement to the wait in the next
 
@@ -62,7 +66,7 @@ class Steps:
         name: str,
         clean_up: Callable[[], Coroutine[Any, Any, object]],
         on: Route | None = None,
-        cancelled: Callable[[asyncio.CancelledError], object] | None = None,
+        cancelled: Callable[[asyncio.CancelledError, bool], object] | None = None,
     ) -> None:
         self.name = name
         self._clean_up = clean_up
@@ -100,6 +104,21 @@ class Steps:
 
     def run(self, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, timeout: float | None = None) -> T:
         """Run a step, and wait for it as `run` does; what it raises, too."""
+        __tracebackhide__ = True
+        try:
+            return self._run(fn, args, timeout)
+        except (RuntimeError, ValueError) as exc:
+            text = exc.args[0] if exc.args else None
+            if self._portal is None and isinstance(text, str) and any(part in text for part in _OTHER_TASK):
+                routes = 'on="loop"' if hosts.current.kernel_portal is None else 'on="kernel" or on="loop"'
+                add_note(
+                    exc,
+                    f"ipyportal: {self.name} began in one task and goes on in another, as in another cell. "
+                    f"Pass {routes}: then it has a task of its own",
+                )
+            raise
+
+    def _run(self, fn: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], timeout: float | None) -> T:
         __tracebackhide__ = True
         self._remember_caller()
         if self._portal is None and self._caller is not None and asyncio.get_running_loop() is self._loop:

@@ -247,10 +247,11 @@ class _Manager:
             return await type(manager).__aexit__(manager, None, None, None)
         return await type(manager).__aexit__(manager, type(exc), exc, exc.__traceback__)
 
-    def cancel_body(self, exc: asyncio.CancelledError) -> None:
+    def cancel_body(self, exc: asyncio.CancelledError, loop_ends: bool) -> None:
         """The context manager cancels its task, whose code is now the body of the ``with`` block."""
         self.cancelled = exc
-        self.body.cancel()  # nothing, if the body has not begun: then it looks itself
+        if not loop_ends:  # else all that waits there is cancelled, and is not to be told twice
+            self.body.cancel()  # nothing, if the body has not begun: then it looks itself
 
 
 class Entered(AbstractContextManager[T, bool]):

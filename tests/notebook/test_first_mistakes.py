@@ -108,12 +108,6 @@ def test_a_map_of_which_nothing_was_finished_does_not_say_that_something_is_kept
     [
         ("asyncio.run(fetch())", r"%%thread at the top of the cell, or type %portal patch on.*run\(x\)"),
         ("asyncio.get_event_loop().run_until_complete(fetch())", r"%%thread at the top of the cell, or type"),
-        ("raise RuntimeError('Cannot run client.execute(query) if an asyncio loop is running')", "put %%thread at"),
-        (
-            "raise Exception('It looks like you are using Playwright Sync API inside the asyncio loop.')",
-            "put %%thread at",
-        ),
-        ("raise Exception('You cannot call this from an async context - use a thread')", "put %%thread at the top"),
     ],
 )
 def test_a_library_that_refuses_a_running_loop_is_explained(shared: Kernel, code: str, says: str) -> None:
@@ -121,6 +115,53 @@ def test_a_library_that_refuses_a_running_loop_is_explained(shared: Kernel, code
     assert reply.error is not None
     assert re.search(f"ipyportal: .*{says}", notes(shared))
     assert notes(shared).count("ipyportal: ") == 1
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "raise Exception('It looks like you are using Playwright Sync API inside the asyncio loop.')",
+        "raise Exception('You cannot call this from an async context - use a thread or sync_to_async.')",
+        "raise RuntimeError('Cannot use a synchronous streaming method from within an async context or ...')",
+        "raise RuntimeError('AgentRunner.run_sync() cannot be called when an event loop is already running.')",
+        "raise AssertionError('Cannot run client.execute(query) if an asyncio loop is running.')",
+        "import anyio\nanyio.run(fetch)",
+    ],
+    ids=["Playwright", "Django", "pydantic-ai", "openai-agents", "gql", "anyio"],
+)
+def test_a_library_that_looks_for_a_loop_itself_is_not_helped_by_the_patch(shared: Kernel, code: str) -> None:
+    assert shared.execute(code).error is not None
+    assert notes(shared).startswith("ipyportal: put %%thread at the top of the cell: it runs where no event loop does.")
+    assert "patch" not in notes(shared)
+
+
+def test_what_it_is_told_to_type_works(shared: Kernel) -> None:
+    shared.value("import anyio")
+    assert shared.value("%%thread\nanyio.run(fetch)") == 5
+    assert shared.value("run(anyio.run, fetch, on='thread')") == 5
+
+
+@pytest.mark.parametrize(
+    "manager",
+    ["anyio.create_task_group()", "sets_a_variable()"],
+)
+def test_what_is_left_in_the_task_of_another_cell_is_explained(shared: Kernel, manager: str) -> None:
+    shared.value("""
+        import anyio, contextlib, contextvars
+        from ipyportal import enter
+        variable = contextvars.ContextVar("variable")
+        @contextlib.asynccontextmanager
+        async def sets_a_variable():
+            token = variable.set(5)
+            yield
+            variable.reset(token)
+    """)
+    shared.value(f"entered = enter({manager})\nentered.__enter__() and None")
+    # A cell with `await` has a task of its own on each ipykernel.
+    assert shared.execute("await fetch()\nentered.__exit__(None, None, None)").error is not None
+    assert 'as in another cell. Pass on="kernel" or on="loop": then it has a task of its own' in notes(shared)
+    shared.value(f"entered = enter({manager}, on='kernel')\nentered.__enter__() and None")
+    assert shared.value("await fetch()\nentered.__exit__(None, None, None)") is False
 
 
 def test_with_the_patch_on_it_is_not_told_to_switch_it_on(shared: Kernel) -> None:

@@ -240,6 +240,20 @@ def test_a_child_that_is_forked_with_calls_in_flight_starts_afresh(fork: str) ->
 
 
 @needs_fork
+@needs_fork
+def test_a_process_of_multiprocessing_does_not_end_what_is_its_parents() -> None:
+    check_end(
+        """
+        from ipyportal.concurrency.portals import shared
+        shared.endings.append(cleaned_up)
+        process = multiprocessing.get_context("fork").Process(target=int)
+        process.start()
+        process.join(10)
+        """,
+        ["clean-up"],
+    )
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_processes_of_multiprocessing_start_afresh(method: str, tmp_path: Path) -> None:
     check_end(

@@ -89,17 +89,22 @@ def assert_ended_well(log: str, folder: Path, names: list[str]) -> None:
     assert [name for name in names if not (folder / f"{name} cleaned up").exists()] == []
 
 
+def end_soon(kernel: Kernel, folder: Path, names: list[str]) -> None:
+    """Shut the kernel down when all of these have begun: they clean up, and it is not killed."""
+    kernel.wait_for(lambda: all((folder / f"{name} begun").exists() for name in names), HANG)
+    began = time.monotonic()
+    log = kernel.end(HANG)
+    took = time.monotonic() - began
+    print(f"{took:.2f} s")
+    assert_ended_well(log, folder, names)
+    assert took < HANG / 2  # after that it is killed
+
+
 @pytest.mark.parametrize("kind", cells(ALWAYS))
 def test_a_kernel_that_is_shut_down_ends_soon_and_what_is_in_flight_cleans_up(
     loaded_kernel: Kernel, tmp_path: Path, kind: str
 ) -> None:
-    names = begin(loaded_kernel, tmp_path, kind)
-    began = time.monotonic()
-    log = loaded_kernel.end(HANG)
-    took = time.monotonic() - began
-    print(f"{kind}: {took:.2f} s")
-    assert_ended_well(log, tmp_path, names)
-    assert took < HANG / 2  # after that it is killed
+    end_soon(loaded_kernel, tmp_path, begin(loaded_kernel, tmp_path, kind))
 
 
 @pytest.mark.parametrize("kind", cells(("suspended",)))
@@ -109,3 +114,123 @@ def test_a_kernel_that_is_restarted_is_a_new_one(loaded_kernel: Kernel, tmp_path
     assert loaded_kernel.value("'ipyportal' in __import__('sys').modules") is False
     loaded_kernel.value("%load_ext ipyportal")
     assert loaded_kernel.value("import asyncio, ipyportal\nipyportal.run(asyncio.sleep(0, 'alive'))") == "alive"
+
+
+# What is in flight on the kernel's own loop, between cells, and the names of what cleans up.
+ON_THE_KERNEL = """
+    import contextlib
+    from ipyportal import enter, iterate
+
+    @contextlib.asynccontextmanager
+    async def entered(name):
+        note(name + " begun")
+        try:
+            yield
+        finally:
+            await asyncio.sleep(0)
+            note(name + " cleaned up")
+
+    async def items(name):
+        async with entered(name):
+            yield 1
+            yield 2
+
+    async def stepping(name):
+        await work(name)
+        yield
+
+    async def waits(name):
+        run(work(name))
+
+    def opened(comm, message):
+        run(work("comm"))
+
+    get_ipython().kernel.comm_manager.register_target("opened", opened)
+    call = submit(work("call"), on="kernel")
+    client = enter(entered("entered"), on="kernel")
+    client.__enter__()
+    iteration = iterate(items("iterated"), on="kernel")
+    next(iteration)
+    mapping = submit(lambda: list(ipyportal.map(work, ["mapped 0", "mapped 1"], on="kernel")), on="thread")
+    task = asyncio.create_task(waits("task"))
+    timer = asyncio.get_running_loop().call_soon(lambda: run(work("timer")))
+    step = submit(lambda: next(iterate(stepping("step"), on="kernel")), on="thread")  # its step waits
+    None
+"""
+ON_THE_KERNEL_NAMES = ["call", "job", "entered", "iterated", "mapped 0", "mapped 1", "task", "timer", "step", "comm"]
+
+
+def test_what_is_in_flight_on_the_kernels_own_loop_cleans_up(loaded_kernel: Kernel, tmp_path: Path) -> None:
+    loaded_kernel.value(PRELUDE.format(folder=str(tmp_path)))
+    loaded_kernel.value(ON_THE_KERNEL)
+    loaded_kernel.execute("%%background job --on kernel\nawait work('job')")
+    loaded_kernel.comm_open("opened", {})
+    end_soon(loaded_kernel, tmp_path, ON_THE_KERNEL_NAMES)
+
+
+# Python waits for these threads, which are no daemons, and they wait in `run`.
+IN_THREADS = """
+    import contextlib, threading
+    import anyio.to_thread
+    from ipyportal import iterate
+
+    async def items(name):
+        await work(name)
+        yield
+
+    def keep(awaitable):
+        tasks.append(asyncio.ensure_future(awaitable))
+
+    tasks = []
+    keep(asyncio.to_thread(lambda: run(work("to_thread"), on="kernel")))
+    keep(asyncio.to_thread(lambda: run(work("to_thread, elsewhere"))))
+    keep(asyncio.get_running_loop().run_in_executor(None, lambda: run(blocked, "executor", on="thread")))
+    keep(anyio.to_thread.run_sync(lambda: run(work("anyio"), on="kernel")))
+    keep(anyio.to_thread.run_sync(lambda: run(work("anyio, elsewhere"))))
+    threading.Thread(target=lambda: run(work("thread"), on="kernel")).start()
+    threading.Thread(target=submit(work("result"), on="kernel").result).start()
+    threading.Thread(target=lambda: next(iterate(items("iterated"), on="kernel"))).start()
+    threading.Thread(target=lambda: next(iterate(items("iterated, elsewhere")))).start()
+"""
+THREADS_NAMES = [
+    *("to_thread", "to_thread, elsewhere", "executor", "anyio", "anyio, elsewhere"),
+    *("thread", "result", "iterated", "iterated, elsewhere"),
+]
+
+
+def test_threads_that_wait_keep_no_kernel_from_ending(loaded_kernel: Kernel, tmp_path: Path) -> None:
+    loaded_kernel.value(PRELUDE.format(folder=str(tmp_path)))
+    loaded_kernel.value("threading.excepthook = lambda args: None  # it says that their waits were cancelled")
+    loaded_kernel.value(IN_THREADS)
+    end_soon(loaded_kernel, tmp_path, THREADS_NAMES)
+
+
+def test_a_thread_that_waits_for_the_loop_of_a_kernel_that_has_ended_is_told_so(
+    loaded_kernel: Kernel, tmp_path: Path
+) -> None:
+    loaded_kernel.value(PRELUDE.format(folder=str(tmp_path)))
+    loaded_kernel.value("""
+        async def stubborn():
+            note("stubborn begun")
+            while True:
+                with __import__("contextlib").suppress(asyncio.CancelledError):
+                    await asyncio.sleep(600)
+                note("stubborn cleaned up")
+
+        def waits():
+            try:
+                run(stubborn(), on="kernel")
+            except BaseException as exc:
+                (folder / "first").write_text(str(exc))
+            try:
+                run(work("too late"), on="kernel")
+            except BaseException as exc:
+                (folder / "second").write_text(str(exc))
+
+        threading.Thread(target=waits).start()
+    """)
+    end_soon(loaded_kernel, tmp_path, ["stubborn"])
+    assert (tmp_path / "first").read_text() == (
+        "stubborn was not over when its event loop was stopped, and cannot be any more"
+    )
+    assert (tmp_path / "second").read_text() == "the kernel's thread takes no more calls: the kernel is being shut down"

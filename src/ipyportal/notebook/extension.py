@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import atexit
 import functools
 import signal
 import threading
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from ipyportal.concurrency.calls import Call, Portal
+from ipyportal.concurrency.portals.shared import endings
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
 from ipyportal.notebook.await_in_magics import AwaitInMagics
@@ -65,13 +65,12 @@ class Extension(Host):
             print(f"ipyportal: {other_kernel(self.shell)}")  # noqa: T201 - where output of the cell goes
         if kernel is not None:
             portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
-            self._undo.append(portal.close)
+            self._undo.append(lambda: portal.close("the extension was unloaded"))
             self._undo.append(hide_from_debugger(kernel))
             self._live = LiveKernel(self.shell, kernel, portal, self.interrupts)
             self._live.install()
-            finish = functools.partial(self.interrupts.finish, 1.0)
-            atexit.register(finish)  # runs before what was registered by ipykernel, which closes its sockets
-            self._undo.append(lambda: atexit.unregister(finish))
+            endings.append(self._live.finish)  # before ipykernel closes its sockets
+            self._undo.append(functools.partial(_remove, endings, self._live.finish))
             if asyncio._get_running_loop() is not None and threading.current_thread() is threading.main_thread():
                 self._live.attach()
         if self._first is None:

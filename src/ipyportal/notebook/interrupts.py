@@ -31,7 +31,6 @@ import asyncio
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -304,23 +303,16 @@ class Interrupts:
                 return watch
         return None
 
-    def finish(self, seconds: float) -> None:
-        """Cancel what is watched, and let it clean up, though its loop has been stopped: the kernel ends.
+    def watching(self) -> bool:
+        """Whether code that can be interrupted has begun, and is not over."""
+        return bool(self._watches)
 
-        The frontend that ends a kernel presses the stop button first; the loop may be stopped before it has got to
-        the clean-up.
-        """
-        if not self._watches or (loop := self._watches[0].loop).is_running() or loop.is_closed():
-            return
+    def end(self) -> None:
+        """Cancel what is watched, if nobody has: the kernel ends."""
         for watch in self._watches:
             if not watch.interrupted and (watch.coroutine.suspended or watch.is_cell):
                 watch.interrupted = watch.asked = True
                 watch.coroutine.stop()
-        deadline = time.monotonic() + seconds
-        while self._watches and time.monotonic() < deadline:
-            # Its own task may be one that runs all cells. And the kernel may stop the loop once more.
-            loop.call_later(0.01, loop.stop)
-            loop.run_forever()
 
     def catch(self, exc: BaseException) -> bool:
         """What leaves the kernel's loop, as the exception of a signal's handler does, is raised in the cell that waits.

@@ -36,6 +36,7 @@ from ipyportal.concurrency.suspension.loop_internals import has_handles_ready
 from ipyportal.concurrency.suspension.loops import keep, let_go, waits_of
 from ipyportal.concurrency.suspension.steps import suspendable
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
+from ipyportal.notebook.ending import end_kernel
 from ipyportal.notebook.gui import keep_windows_live
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.output import attribute_output
@@ -203,6 +204,10 @@ class LiveKernel:
         self._let_pass()
         if keep(self._loop, self._interrupts.catch):
             self._undo.append(functools.partial(let_go, self._loop))
+
+    def finish(self) -> None:
+        """What is in flight ends with the kernel."""
+        end_kernel(self._loop, self._portal, self._interrupts)
 
     def uninstall(self) -> None:
         """Put everything back as it was."""

@@ -50,10 +50,17 @@ def show_users_frames(shell: InteractiveShell) -> Callable[[], object]:
 _REFUSALS = (
     "cannot be called from a running event loop",
     "event loop is already running",
-    "if an asyncio loop is running",  # gql
     "Cannot run the event loop while another loop is running",
 )
-_SYNC_ONLY = ("Sync API inside the asyncio loop", "You cannot call this from an async context")  # Playwright, Django
+# And of those that the patch does not help: they look for a loop themselves.
+_SYNC_ONLY = (
+    "Sync API inside the asyncio loop",  # Playwright
+    "You cannot call this from an async context",  # Django
+    "Cannot use a synchronous streaming method from within an async context",  # pydantic-ai
+    "cannot be called when an event loop is already running",  # openai-agents
+    "if an asyncio loop is running",  # gql
+    "Already running asyncio in this thread",  # anyio.run
+)
 _REMEDY = (
     "ipyportal: put %%thread at the top of the cell{patch}. In your own code, type run(x) in place of asyncio.run(x) "
     "or loop.run_until_complete(x)"
@@ -62,7 +69,10 @@ _REMEDY_INPUT = (
     "ipyportal: input() can ask while a cell runs, and none did. Ask in the cell, before the work begins, or by a "
     "widget"
 )
-_REMEDY_SYNC = "ipyportal: put %%thread at the top of the cell: it runs where no event loop does"
+_REMEDY_SYNC = (
+    "ipyportal: put %%thread at the top of the cell: it runs where no event loop does. In a function, type "
+    'run(fn, *args, on="thread") in place of fn(*args)'
+)
 
 
 def add_remedy(exc: BaseException) -> None:

@@ -235,6 +235,13 @@ class Execution(Outcome[T]):
             f"what runs there goes on until it returns, and its result will be dropped",
         )
 
+    def _lose_loop(self) -> None:
+        """End the call for those who wait for it: its loop was stopped, and will not run on."""
+        self._finish(
+            self._ending or _CANCELLED,
+            f"{self.name} was not over when its event loop was stopped, and cannot be any more",
+        )
+
     # --- its deadline --------------------------------------------------------------------------------------------
 
     def _keep_time(self) -> None:

@@ -107,7 +107,7 @@ class ThreadPortal(Portal):
 
     @abc.abstractmethod
     def _calls(self) -> list[Execution[Any]]:
-        """The calls that run or wait here. In a forked child, before `_reset`."""
+        """The calls that run or wait here. From any thread; in a forked child before `_reset`."""
 
     @abc.abstractmethod
     def _main(self, ready: concurrent.futures.Future[None]) -> None:

@@ -220,7 +220,7 @@ class EventLoopThread(ThreadPortal):
 
     def _calls(self) -> list[Execution[Any]]:
         starting = [] if self._starting is None else [self._starting]
-        return [*starting, *self._inbox, *filter(None, map(call_of, self._running)), *self._shutdown_calls]
+        return [*starting, *self._inbox, *filter(None, map(call_of, list(self._running))), *self._shutdown_calls]
 
     def _close_in_child(self) -> None:
         if self._waker is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ipyportal.concurrency.calls.execution import Execution, cancel_in_child
@@ -15,11 +17,14 @@ from ipyportal.concurrency.cancellation.frames import uninterruptible
 from ipyportal.concurrency.portals.life import Phase, ThreadPortal, all_threads
 from ipyportal.concurrency.portals.loops import EventLoopThread
 from ipyportal.concurrency.portals.pool import ThreadPool
+from ipyportal.concurrency.portals.tasks import steps_in_flight
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.private import register_atexit
 from ipyportal.concurrency.reporting import forget_unretrieved, report_unretrieved
 
 __all__ = [
+    "calls_in_threads",
+    "endings",
     "get_global_loop",
     "get_thread_pool",
     "get_worker_thread",
@@ -37,6 +42,9 @@ _global_loop: EventLoopThread | None = None
 _workers: dict[str, WorkerThread] = {}
 
 _pool = ThreadPool()
+
+endings: list[Callable[[], object]] = []
+"""What is called first when the interpreter ends: it waits for threads next, and they may wait for something."""
 
 
 @uninterruptible
@@ -196,6 +204,20 @@ def _at_exit() -> None:
     report_unretrieved()
 
 
+def calls_in_threads() -> list[Execution[Any]]:
+    """The calls in the engine's threads, but for those threads whose calls the interpreter's end waits for."""
+    calls: list[Execution[Any]] = [call for lent in list(_pool.all) if (call := lent.current) is not None]
+    for portal in list(all_threads):
+        if portal._daemon:
+            calls += portal._calls()
+    return [*calls, *steps_in_flight()]
+
+
+def _end_first() -> None:
+    while endings:
+        endings.pop()()
+
+
 def _before_threads_are_joined() -> None:
     """The interpreter is about to wait for threads that are no daemons: for their calls, and not for more of them."""
     for portal in list(all_threads):
@@ -210,6 +232,7 @@ def _after_fork() -> None:
     _globals_lock = threading.RLock()
     _global_loop = None
     _pool = ThreadPool()
+    endings.clear()  # a child of multiprocessing calls them, too
     interruption.after_fork()
     forget_unretrieved()
     for portal in list(all_threads):
@@ -225,3 +248,7 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_at_exit)
 if register_atexit is not None:
     register_atexit(_before_threads_are_joined)
+# They are called in the opposite order. The import has a function called that waits for the threads of executors, and
+# these may wait for what `endings` end.
+importlib.import_module("concurrent.futures.thread")
+(register_atexit or atexit.register)(_end_first)

@@ -40,7 +40,7 @@ class ThreadInbox(Portal):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._todo: deque[Call[Any]] = deque()
         self._running: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._closed: str | None = None  # why
         _inboxes[thread] = self
 
     @property
@@ -54,7 +54,7 @@ class ThreadInbox(Portal):
 
     def submit(self, call: Call[T]) -> Call[T]:
         if self._closed:
-            raise RuntimeError(f"{self._name} takes no more calls: the extension was unloaded")
+            raise RuntimeError(f"{self._name} takes no more calls: {self._closed}")
         if not self._thread.is_alive():  # in a child that was forked by another thread
             raise RuntimeError(
                 f"{call.name} cannot run on {self._name}: there is no such thread in this process, which was forked "
@@ -83,11 +83,15 @@ class ThreadInbox(Portal):
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
-    def close(self) -> None:
+    def close(self, why: str) -> None:
         """Take no more calls, and cancel those that have not begun."""
-        self._closed = True
+        self._closed = why
         if _inboxes.get(self._thread) is self:
             del _inboxes[self._thread]
+        self.cancel_waiting()
+
+    def cancel_waiting(self) -> None:
+        """Cancel the calls that have not begun."""
         while self._todo:
             self._todo.popleft().cancel()
 
