@@ -12,7 +12,7 @@ from ipyportal.concurrency import private
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "ipyportal"
-TABLE = (ROOT / "docs" / "dependencies.md").read_text("utf-8").split("## What is private")[1]
+TABLE = (ROOT / "docs" / "dependencies.md").read_text("utf-8").split("## Private names of other packages")[1]
 
 # With one underscore, and public all the same: in the `__all__` of asyncio's modules, or in Python's documentation.
 PUBLIC = {"_get_running_loop", "_set_running_loop", "_enter_task", "_leave_task", "_getframe", "_current_frames"}
