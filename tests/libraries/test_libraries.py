@@ -185,6 +185,7 @@ def test_the_page_lists_all_of_them_with_the_versions_of_ci() -> None:
         (name, version(library), library.does, ", ".join(map(said, library.by))) for name, library in LIBRARIES.items()
     ]
     text = PAGE.read_text(encoding="utf-8")
+    assert summary(listed()) in text
     assert ", ".join(name for name, library in LIBRARIES.items() if library.goes_on) in text
 
 
@@ -216,10 +217,18 @@ def listed() -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
 
 
+def summary(rows: list[list[str]]) -> str:
+    """How many work, and block nothing. What has no meaning without ipyportal is not counted."""
+    alone, nested = ([row[column] for row in rows if row[column]] for column in (3, 4))
+    return (
+        f"Of {len(alone)} uses, {alone.count('works')} work in a cell as they are and let the kernel go on, "
+        f"{nested.count('works')} with nest_asyncio, all with ipyportal."
+    )
+
+
 def main() -> None:
     known = {row[0]: row for row in listed()}
-    table = ["| library | version | what is called | in a cell as it is | with nest_asyncio | with ipyportal |"]
-    table.append("|---|---|---|---|---|---|")
+    rows = []
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         for number, (name, library) in enumerate(LIBRARIES.items()):
@@ -230,11 +239,15 @@ def main() -> None:
             else:
                 found = known[name][3:5]
             row = [name, version(library), library.does, *found, ", ".join(map(said, library.by))]
-            table.append(f"| {' | '.join(row)} |")
-            print(table[-1], flush=True)
+            rows.append(row)
+            print(*row, sep=" | ", flush=True)
+    table = ["| library | version | what is called | in a cell as it is | with nest_asyncio | with ipyportal |"]
+    table.append("|---|---|---|---|---|---|")
+    table += [f"| {' | '.join(row)} |" for row in rows]
     before, _, rest = PAGE.read_text("utf-8").partition("<!-- libraries -->")
     after = rest.rpartition("<!-- end of libraries -->")[2]
-    PAGE.write_text(f"{before}<!-- libraries -->\n" + "\n".join(table) + f"\n<!-- end of libraries -->{after}", "utf-8")
+    made = "\n".join([summary(rows), "", *table])
+    PAGE.write_text(f"{before}<!-- libraries -->\n{made}\n<!-- end of libraries -->{after}", "utf-8")
 
 
 if __name__ == "__main__":
