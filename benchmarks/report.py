@@ -24,6 +24,7 @@ PACKAGES = (
 
 GROUPS = {
     "bars": "ipyportal beside its peers",
+    "work": "Work in a cell, beside what people write today (few bars)",
     "informative": "More of ipyportal (no bar)",
     "peers": "Peers, beside run_coroutine_threadsafe (no bar)",
     "growth": "Growth (no bar)",

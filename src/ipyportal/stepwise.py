@@ -101,6 +101,7 @@ class Steps:
     def _remember_caller(self) -> None:
         self._caller = suspendable_here()
         self._where = _where()
+        self._home: Suspends | None = None
 
     def run(self, fn: Callable[..., Coroutine[Any, Any, T]], *args: Any, timeout: float | None = None) -> T:
         """Run a step, and wait for it as `run` does; what it raises, too."""
@@ -120,8 +121,15 @@ class Steps:
 
     def _run(self, fn: Callable[..., Coroutine[Any, Any, T]], args: tuple[Any, ...], timeout: float | None) -> T:
         __tracebackhide__ = True
-        self._remember_caller()
-        if self._portal is None and self._caller is not None and asyncio.get_running_loop() is self._loop:
+        at_home = self._home is not None and self._home is suspendable_here()
+        if not at_home:
+            self._remember_caller()
+            if self._portal is None and self._caller is not None and asyncio.get_running_loop() is self._loop:
+                at_home = True
+                if isinstance(self._caller, Suspendable):
+                    # It is that of one task. In the next step nothing of the above has changed if it is the same.
+                    self._home = self._caller
+        if at_home:
             steps: Any = fn(*args)
             steps.__qualname__ = self.name  # what a TimeoutError calls it
             return cast(T, run(steps, timeout=timeout, on=HERE))

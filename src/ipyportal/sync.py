@@ -104,12 +104,11 @@ def run(work: Any, /, *args: Any, timeout: float | None = None, on: Route | None
         if (
             type(work) is types.CoroutineType
             and timeout is None
-            and on is None
-            and get_route() is None
+            and (get_route() is None if on is None else on is HERE and caller is not None)
             and not args
             and not kwargs
         ):
-            # What the lines below come to, for the commonest case.
+            # What the lines below come to, for the commonest case, and for the steps of what is entered or iterated.
             return _run_there(None, work, (), {}, None, None) if caller is None else caller.drive(work)
         references = _references(work)
         timeout = _checked(work, args, kwargs, timeout, on, references)

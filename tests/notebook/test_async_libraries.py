@@ -179,6 +179,24 @@ def test_an_iteration_goes_on_in_later_cells(shared: Kernel) -> None:
         assert shared.value("numbers.close()\nlen(alive), list(numbers)") == (0, [])
 
 
+def test_a_cell_a_task_and_a_thread_take_turns_with_an_iteration(shared: Kernel) -> None:
+    # After steps in one place, those in another are not taken for the same.
+    assert shared.value("""
+        async def numbers():
+            for n in range(100):
+                await asyncio.sleep(0)
+                yield n
+
+        items = iterate(numbers())
+        def two(): return [next(items), next(items)]
+        async def in_task(): return two()
+
+        got = [two(), await asyncio.create_task(in_task()), two(), await asyncio.to_thread(two), two()]
+        items.close()
+        got
+    """) == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
+
+
 def test_an_iteration_that_a_later_cell_forgets_is_closed_on_its_loop(shared: Kernel) -> None:
     for on in ("None", "'loop'"):
         shared.value(f"numbers = iterate(stream(), on={on})\nnext(numbers)")
