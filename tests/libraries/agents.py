@@ -77,7 +77,6 @@ def server():
 LIBRARIES = {
     "pydantic-ai": Library(
         package="pydantic-ai-slim",
-        imports="pydantic_ai",
         does="`Agent.run_sync`",
         setup=PYDANTIC_AI + "\ndef use(seconds):\n    return agent.run_sync('hello', deps=seconds).output",
         gives='{"look_up":"waited"}',
@@ -85,7 +84,6 @@ LIBRARIES = {
     ),
     "pydantic-ai, its stream": Library(
         package="pydantic-ai-slim",
-        imports="pydantic_ai",
         does="`Agent.run_stream_sync`",
         setup=PYDANTIC_AI + "\ndef use(seconds):\n    return agent.run_stream_sync('hello', deps=seconds).get_output()",
         gives='{"look_up":"waited"}',
@@ -93,7 +91,6 @@ LIBRARIES = {
     ),
     "pydantic-ai, async": Library(
         package="pydantic-ai-slim",
-        imports="pydantic_ai",
         does="`Agent.run`",
         setup=PYDANTIC_AI + "\nasync def use(seconds):\n    return (await agent.run('hello', deps=seconds)).output",
         gives='{"look_up":"waited"}',
@@ -102,7 +99,6 @@ LIBRARIES = {
     ),
     "openai-agents": Library(
         package="openai-agents",
-        imports="agents",
         does="`Runner.run_sync`",
         setup=OPENAI_AGENTS,
         gives="waited",
@@ -110,7 +106,6 @@ LIBRARIES = {
     ),
     "llama-index": Library(
         package="llama-index-core",
-        imports="llama_index.core",
         does="`asyncio_run`",
         setup=LLAMA_INDEX + "\ndef use(seconds):\n    return asyncio_run(wait(seconds))",
         gives="waited",
@@ -118,7 +113,6 @@ LIBRARIES = {
     ),
     "llama-index, a query": Library(
         package="llama-index-core",
-        imports="llama_index.core",
         does="a query engine with `use_async=True`",
         setup=LLAMA_INDEX
         + """
@@ -165,7 +159,6 @@ async def use(seconds):
     ),
     "langgraph": Library(
         package="langgraph",
-        imports="langgraph.graph",
         does="`ainvoke` of a graph with async nodes",
         setup="""
 from typing import TypedDict

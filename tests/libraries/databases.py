@@ -21,7 +21,6 @@ async def use(seconds):
     ),
     "SQLAlchemy": Library(
         package="SQLAlchemy",
-        imports="sqlalchemy",
         does="its asyncio extension, on asyncpg",
         setup="""
 from sqlalchemy import text
@@ -39,7 +38,6 @@ async def use(seconds):
         by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
-        needs=("postgres",),
     ),
     "asyncpg": Library(
         package="asyncpg",
@@ -55,7 +53,6 @@ async def use(seconds):
         by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
-        needs=("postgres",),
     ),
     "psycopg": Library(
         package="psycopg",
@@ -71,7 +68,6 @@ async def use(seconds):
         by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
-        needs=("postgres",),
     ),
     "Redis": Library(
         package="redis",
@@ -87,11 +83,9 @@ async def use(seconds):
         by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
-        needs=("redis",),
     ),
     "Tortoise ORM": Library(
         package="tortoise-orm",
-        imports="tortoise",
         does="`run_async`",
         setup="""
 from tortoise import Tortoise, run_async
@@ -117,7 +111,6 @@ def use(seconds):
     ),
     "Django": Library(
         package="Django",
-        imports="django",
         does="the ORM",
         setup="""
 import django

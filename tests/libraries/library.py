@@ -23,8 +23,6 @@ class Library:
         goes_on: whether it waits in a way of its own, so that a stop ends the wait alone, and that goes on.
         stops_quietly: whether it takes a KeyboardInterrupt for the wish to end, and ends without one.
         ends: a cell that closes what `setup` opened.
-        needs: what it needs beside Python packages, by names of `programs`.
-        imports: by which it is imported, where that is not `package`.
     """
 
     package: str
@@ -37,12 +35,6 @@ class Library:
     goes_on: bool = False
     stops_quietly: bool = False
     ends: str = ""
-    needs: tuple[str, ...] = ()
-    imports: str = ""
-
-    @property
-    def module(self) -> str:
-        return self.imports or self.package.replace("-", "_")
 
 
 PRELUDE = """

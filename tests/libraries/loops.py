@@ -58,7 +58,6 @@ def use(seconds):
     ),
     "unittest": Library(
         package="",
-        imports="unittest",
         does="`IsolatedAsyncioTestCase`",
         setup="""
 import io, unittest
@@ -89,6 +88,7 @@ def use(seconds):
 """,
         gives=0,
         by=("%%thread", "the patch"),
+        stops_quietly=True,
     ),
     "ib_async": Library(
         package="ib_async",
@@ -121,7 +121,6 @@ def use(seconds):
         gives=2,
         by=("%%thread",),
         cleans_up=False,
-        needs=("chromium",),
     ),
     "Playwright, async": Library(
         package="playwright",
@@ -140,6 +139,5 @@ async def use(seconds):
         by=("run", "%%thread", "the patch"),
         asynchronous=True,
         cleans_up=False,
-        needs=("chromium",),
     ),
 }

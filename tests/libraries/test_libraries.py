@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -102,27 +102,27 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
         yield servers
 
 
-def missing(library: Library) -> str | None:
-    """What the library needs and is not there."""
+def installed(requirement: str) -> bool:
     try:
-        found = importlib.util.find_spec(library.module)
-    except ModuleNotFoundError:
-        found = None
-    if found is None:
-        return f"{library.package}: pip install -r tests/libraries/requirements.txt"
-    if "chromium" in library.needs and chromium() is None:
-        return "Chromium"
-    return next(
-        (name for name in library.needs if name != "chromium" and not programs.find(programs.PROGRAMS[name])), None
-    )
+        metadata.version(requirement.partition("==")[0])
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
-def need(library: Library) -> None:
-    if (what := missing(library)) is None:
-        return
+def missing() -> list[str]:
+    """What is needed and is not there. With some of it the tests would take minutes, and say little."""
+    packages = [line for line in REQUIREMENTS.read_text("utf-8").splitlines() if "==" in line and not installed(line)]
+    programs_ = [name for name, shows in programs.PROGRAMS.items() if programs.find(shows) is None]
+    return [*packages, *programs_, *([] if chromium() else ["Chromium"])]
+
+
+if missing() and __name__ != "__main__":
     if os.environ.get("IPYPORTAL_LIBRARIES"):
-        pytest.fail(f"CI needs {what}")
-    pytest.skip(f"needs {what}")
+        pytest.fail(f"CI needs {', '.join(missing())}", pytrace=False)
+    pytest.skip(
+        f"needs {', '.join(missing())}: pip install -r tests/libraries/requirements.txt", allow_module_level=True
+    )
 
 
 def prepare(kernel: Kernel, library: Library, way: str, servers: Servers) -> None:
@@ -147,7 +147,6 @@ def outcome(kernel: Kernel, library: Library, way: str) -> str:
 @pytest.mark.parametrize(("name", "way"), [(name, way) for name, library in LIBRARIES.items() for way in library.by])
 def test_a_library_works_and_is_stopped(name: str, way: str, servers: Servers) -> None:
     library = LIBRARIES[name]
-    need(library)
     with Kernel() as kernel:
         prepare(kernel, library, way, servers)
         assert outcome(kernel, library, way) == "works"
@@ -175,7 +174,6 @@ def test_a_library_works_and_is_stopped(name: str, way: str, servers: Servers) -
 @pytest.mark.parametrize("way", ["as it is", "nest_asyncio"])
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_the_page_says_what_happens_without_ipyportal(name: str, way: str, servers: Servers) -> None:
-    need(LIBRARIES[name])
     row = next(row for row in listed() if row[0] == name)
     assert without(name, way, servers) == row[3 if way == "as it is" else 4]
 
@@ -227,17 +225,13 @@ def summary(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    known = {row[0]: row for row in listed()}
     rows = []
     with TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         for number, (name, library) in enumerate(LIBRARIES.items()):
-            if missing(library) is None:
-                Path(folder, str(number)).mkdir()
-                with Servers(Path(folder, str(number))) as servers:
-                    found = [without(name, way, servers) for way in ("as it is", "nest_asyncio")]
-            else:
-                found = known[name][3:5]
+            Path(folder, str(number)).mkdir()
+            with Servers(Path(folder, str(number))) as servers:
+                found = [without(name, way, servers) for way in ("as it is", "nest_asyncio")]
             row = [name, version(library), library.does, *found, ", ".join(map(said, library.by))]
             rows.append(row)
             print(*row, sep=" | ", flush=True)

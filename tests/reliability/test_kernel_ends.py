@@ -23,9 +23,10 @@ PRELUDE = """
         (folder / name).touch()
 
     async def work(name):
-        note(name + " begun")
-        print("begun")
         try:
+            # In here: the stop button may be pressed as soon as the file is there.
+            note(name + " begun")
+            print("begun")
             await asyncio.sleep(600)
         finally:
             await asyncio.sleep(0)
