@@ -95,11 +95,12 @@ async def served(began: threading.Event, where: list[str]) -> None:
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Servers]:
-    for above in (tmp_path, *list(tmp_path.parents)[:2]):  # PostgreSQL's user reaches its data through them
-        above.chmod(0o755)
-    with Servers(tmp_path) as servers:
-        yield servers
+def servers() -> Iterator[Servers]:
+    # Not pytest's tmp_path: each run of pytest closes the folder above for other users, as PostgreSQL's may be.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        with Servers(Path(folder)) as servers:
+            yield servers
 
 
 def installed(requirement: str) -> bool:
