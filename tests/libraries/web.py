@@ -91,6 +91,36 @@ async def use(seconds):
         asynchronous=True,
         cleans_up=False,
     ),
+    "uvicorn, over several cells": Library(
+        package="uvicorn",
+        does="a server that `submit` starts in one cell, asked in the next",
+        setup="""
+import fastapi, httpx, uvicorn
+from ipyportal import submit
+
+app = fastapi.FastAPI()
+
+@app.get("/wait/{seconds}")
+async def answer(seconds: float):
+    return await wait(seconds)
+
+options = dict(host="127.0.0.1", port=0, log_level="critical", timeout_graceful_shutdown=1)
+server = uvicorn.Server(uvicorn.Config(app, **options))
+serving = submit(server.serve())
+while not server.started:
+    time.sleep(0.01)
+address = "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+
+async def use(seconds):
+    async with httpx.AsyncClient(timeout=100) as client:
+        return (await client.get(f"{address}/wait/{seconds}")).json()
+""",
+        gives="waited",
+        by=("run", "%%thread", "the patch"),
+        asynchronous=True,
+        cleans_up=False,
+        ends="server.should_exit = True\nserving.result(20)",
+    ),
     "gql": Library(
         package="gql",
         does="`Client.execute` with an async transport",
