@@ -13,7 +13,7 @@ class Library:
     Args:
         package: by which it is installed.
         does: what of it is called, for the table.
-        setup: a cell that defines ``use(seconds)``, which works with the library and waits so long for it.
+        setup: a cell that defines ``use(seconds)``, which uses the library and waits that long for it.
             It finds `PRELUDE` run before it. In it ``ADDRESS``, ``POSTGRES``, ``REDIS`` and ``ORCHESTRATOR`` stand for
             those of servers on loopback, ``CHROMIUM`` for a path, and ``FOLDER`` for one to write to.
         gives: what ``use`` returns.
@@ -66,7 +66,7 @@ def left():
 """
 
 WAYS: dict[str, tuple[str, str]] = {
-    "as it is": ("", "{call}"),
+    "as in a script": ("", "{call}"),
     "nest_asyncio": ("import nest_asyncio\nnest_asyncio.apply()", "{call}"),
     "the patch": ("%load_ext ipyportal\n%portal patch on", "{call}"),
     "%%thread": ("%load_ext ipyportal", "%%thread\n{call}"),

@@ -39,7 +39,7 @@ LIBRARIES: dict[str, Library] = {
 
 PATIENCE = 60.0
 WAITS = 0.5
-"""Seconds that a library waits while it is looked whether the kernel's loop goes on."""
+"""Seconds that a library waits, in which the test counts the turns of the kernel's loop."""
 
 
 class Servers:
@@ -57,7 +57,7 @@ class Servers:
         self._open.close()
 
     def fill_in(self, text: str) -> str:
-        """The text with addresses for what stands in it in capitals."""
+        """The text, with addresses and paths in place of the words in capitals."""
         for name in ("ADDRESS", "POSTGRES", "REDIS", "ORCHESTRATOR", "CHROMIUM"):
             if name in text:
                 text = text.replace(name, self._address(name))
@@ -114,8 +114,8 @@ def installed(requirement: str) -> bool:
 def missing() -> list[str]:
     """What is needed and is not there. With some of it the tests would take minutes, and say little."""
     packages = [line for line in REQUIREMENTS.read_text("utf-8").splitlines() if "==" in line and not installed(line)]
-    programs_ = [name for name, shows in programs.PROGRAMS.items() if programs.find(shows) is None]
-    return [*packages, *programs_, *([] if chromium() else ["Chromium"])]
+    servers = [name for name, shows in programs.PROGRAMS.items() if programs.find(shows) is None]
+    return [*packages, *servers, *([] if chromium() else ["Chromium"])]
 
 
 if missing() and __name__ != "__main__":
@@ -172,11 +172,11 @@ def test_a_library_works_and_is_stopped(name: str, way: str, servers: Servers) -
 
 
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("way", ["as it is", "nest_asyncio"])
+@pytest.mark.parametrize("way", ["as in a script", "nest_asyncio"])
 @pytest.mark.parametrize("name", LIBRARIES)
 def test_the_page_says_what_happens_without_ipyportal(name: str, way: str, servers: Servers) -> None:
     row = next(row for row in listed() if row[0] == name)
-    assert without(name, way, servers) == row[3 if way == "as it is" else 4]
+    assert without(name, way, servers) == row[3 if way == "as in a script" else 4]
 
 
 def test_the_page_lists_all_of_them_with_the_versions_of_ci() -> None:
@@ -189,7 +189,7 @@ def test_the_page_lists_all_of_them_with_the_versions_of_ci() -> None:
 
 
 def without(name: str, way: str, servers: Servers) -> str:
-    """What becomes of it without ipyportal, in a word."""
+    """How it behaves without ipyportal, in a word."""
     library = LIBRARIES[name]
     if "ipyportal" in library.setup:
         return ""
@@ -205,7 +205,7 @@ def said(way: str) -> str:
 
 
 def version(library: Library) -> str:
-    """That with which CI tries it."""
+    """The version that CI uses."""
     pins = dict(line.split("==") for line in REQUIREMENTS.read_text("utf-8").split() if "==" in line)
     return pins[library.package] if library.package else "Python's own"
 
@@ -220,8 +220,8 @@ def summary(rows: list[list[str]]) -> str:
     """How many work, and block nothing. What has no meaning without ipyportal is not counted."""
     alone, nested = ([row[column] for row in rows if row[column]] for column in (3, 4))
     return (
-        f"Of {len(alone)} uses, {alone.count('works')} work in a cell as they are and let the kernel go on, "
-        f"{nested.count('works')} with nest_asyncio, all with ipyportal."
+        f"Of {len(alone)} uses, {alone.count('works')} work in a cell as in a script and let the kernel go on; "
+        f"{nested.count('works')} do with nest_asyncio, and all with ipyportal."
     )
 
 
@@ -232,11 +232,11 @@ def main() -> None:
         for number, (name, library) in enumerate(LIBRARIES.items()):
             Path(folder, str(number)).mkdir()
             with Servers(Path(folder, str(number))) as servers:
-                found = [without(name, way, servers) for way in ("as it is", "nest_asyncio")]
+                found = [without(name, way, servers) for way in ("as in a script", "nest_asyncio")]
             row = [name, version(library), library.does, *found, ", ".join(map(said, library.by))]
             rows.append(row)
             print(*row, sep=" | ", flush=True)
-    table = ["| library | version | what is called | in a cell as it is | with nest_asyncio | with ipyportal |"]
+    table = ["| library | version | what is called | as in a script | with nest_asyncio | with ipyportal |"]
     table.append("|---|---|---|---|---|---|")
     table += [f"| {' | '.join(row)} |" for row in rows]
     before, _, rest = PAGE.read_text("utf-8").partition("<!-- libraries -->")

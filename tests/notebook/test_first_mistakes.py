@@ -182,8 +182,12 @@ def test_a_name_of_pythons_own_is_refused(shared: Kernel) -> None:
 def test_a_call_that_still_runs_is_not_lost_from_sight(shared: Kernel) -> None:
     shared.execute("%%background job\nawait asyncio.sleep(60)")
     said = shared.execute("%%background job\nawait asyncio.sleep(60)")
-    assert said.stdout == "the earlier call job still runs: %calls lists both, %calls cancel job ends them\n"
+    assert said.stdout == "the earlier call job still runs: %calls cancel job ends them\n"
     assert shared.execute("%calls cancel job").stdout == "cancelled 2\n"
+    shared.execute("job = submit(asyncio.sleep(60))")
+    said = shared.execute("%%background job\n5")
+    assert said.stdout == "the earlier call job still runs: %calls cancel sleep ends it\n"
+    assert shared.execute("%calls cancel sleep").stdout == "cancelled 1\n"
 
 
 def test_seconds_that_are_missing_are_asked_for(shared: Kernel) -> None:

@@ -199,7 +199,9 @@ class PortalMagics(Magics):
         if name is not None:
             before = self._shell.user_ns.get(name)
             if isinstance(before, Call) and not before.done():
-                print(f"the earlier call {name} still runs: %calls lists both, %calls cancel {name} ends them")  # noqa: T201
+                # A call of submit() has a name of its own.
+                which = "them" if before.name == name else "it"
+                print(f"the earlier call {name} still runs: %calls cancel {one_line(before.name)} ends {which}")  # noqa: T201
             self._shell.user_ns[name] = call
 
     @magic_arguments("%thread")

@@ -44,7 +44,7 @@ _workers: dict[str, WorkerThread] = {}
 _pool = ThreadPool()
 
 endings: list[Callable[[], object]] = []
-"""What is called first when the interpreter ends: it waits for threads next, and they may wait for something."""
+"""Functions to call first when the interpreter ends, before it waits for threads: these may wait in `run`."""
 
 
 @uninterruptible
@@ -205,7 +205,7 @@ def _at_exit() -> None:
 
 
 def calls_in_threads() -> list[Execution[Any]]:
-    """The calls in the engine's threads, but for those threads whose calls the interpreter's end waits for."""
+    """The calls in the engine's threads, except non-daemon threads: for their calls the interpreter waits."""
     calls: list[Execution[Any]] = [call for lent in list(_pool.all) if (call := lent.current) is not None]
     for portal in list(all_threads):
         if portal._daemon:
@@ -248,7 +248,7 @@ if hasattr(os, "register_at_fork"):
 atexit.register(_at_exit)
 if register_atexit is not None:
     register_atexit(_before_threads_are_joined)
-# They are called in the opposite order. The import has a function called that waits for the threads of executors, and
-# these may wait for what `endings` end.
+# Python calls these in reverse order. The import registers the function that waits for the threads of executors. It
+# must be registered before ours, so that ours runs first: those threads may wait for what `endings` end.
 importlib.import_module("concurrent.futures.thread")
 (register_atexit or atexit.register)(_end_first)
