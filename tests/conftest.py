@@ -85,7 +85,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The event loop policy is made at the first use of it, which is no patch.
-asyncio.new_event_loop().close()
+if sys.platform != "emscripten":  # where a new loop takes the place of the page's own
+    asyncio.new_event_loop().close()
 
 
 class Snapshot:
@@ -168,7 +169,7 @@ def open_files() -> dict[int, str]:
     for number in numbers:
         try:
             files[int(number)] = os.readlink(f"/proc/self/fd/{number}")
-        except FileNotFoundError:  # the descriptor that listed the folder
+        except OSError:  # the descriptor that listed the folder
             continue
     return files
 

@@ -30,7 +30,7 @@ from typing import Any, TypeVar
 
 from ipyportal.concurrency.calls.call import await_it
 from ipyportal.concurrency.cancellation.frames import Mark
-from ipyportal.concurrency.greenlets import why_no_greenlets
+from ipyportal.concurrency.greenlets import why_not_suspended
 from ipyportal.concurrency.labels import type_name
 from ipyportal.concurrency.private import RUN_ONCE, RUNNERS_LOOP
 from ipyportal.concurrency.suspension.loops import loop_has_turns, turns_possible
@@ -94,7 +94,7 @@ def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _why_not() -> str:
-    if why_not := why_no_greenlets():
+    if why_not := why_not_suspended():
         return why_not
     return (
         f"{loop_name(asyncio._get_running_loop())}, which runs here, is not asyncio's own kind of loop. Its cells and "
@@ -399,7 +399,7 @@ def report() -> str:
         return "asyncio is not patched: %portal patch on"
     said = ["asyncio.run() and run_until_complete() suspend their callers"]
     loop = asyncio._get_running_loop()
-    if why_not := why_no_greenlets():
+    if why_not := why_not_suspended():
         said.append(f"but nothing can be suspended: {why_not}")
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):

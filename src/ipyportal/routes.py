@@ -13,6 +13,7 @@ from ipyportal import hosts
 from ipyportal.concurrency.calls import Portal
 from ipyportal.concurrency.labels import short_repr
 from ipyportal.concurrency.portals import LoopPortal, get_global_loop, get_thread_pool
+from ipyportal.concurrency.pyodide import IN_PYODIDE, NO_THREADS
 
 __all__ = ["HERE", "RULE", "Route", "check_route", "chosen_route", "get_route", "nested_loop", "portal_of", "set_route"]
 
@@ -77,6 +78,7 @@ def check_route(on: Any) -> None:
 
     Raises:
         TypeError, ValueError: It is none.
+        RuntimeError: It needs a thread, and this is Pyodide.
     """
     if on is None or isinstance(on, (_Own, Portal)):
         return
@@ -85,6 +87,8 @@ def check_route(on: Any) -> None:
             'on= must be "kernel", "loop", "thread", "nested" or a Portal, as get_worker_thread("db") is, not '
             + short_repr(on)
         )
+    if on == "thread" and IN_PYODIDE:
+        raise RuntimeError(NO_THREADS)
 
 
 def chosen_route(on: Any) -> Route | None:

@@ -23,10 +23,11 @@ from ipyportal.concurrency.calls.execution import name_of
 from ipyportal.concurrency.cancellation.clock import check_timeout
 from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.cancellation.scopes import cancel_async_after, cancel_sync_after
-from ipyportal.concurrency.greenlets import why_no_greenlets
+from ipyportal.concurrency.greenlets import why_not_suspended
 from ipyportal.concurrency.labels import type_name
 from ipyportal.concurrency.portals import LoopPortal, get_global_loop
 from ipyportal.concurrency.primitives import call_users
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.reporting import add_note
 from ipyportal.concurrency.suspension.loops import in_a_toolkits_loop
 from ipyportal.concurrency.suspension.suspending import Suspends, steps_of, suspendable_here
@@ -337,7 +338,7 @@ def _run_there(
     portal = get_global_loop() if on is None else portal_of(on)
     if caller is not None:
         return wait_suspended(caller, portal, call)
-    if asyncio._get_running_loop() is not None or _trio_runs():
+    if not IN_PYODIDE and (asyncio._get_running_loop() is not None or _trio_runs()):
         _warn_that_the_loop_blocks()
     with hosts.current.blocking():
         return wait_blocked(portal, call)
@@ -400,7 +401,7 @@ def _advice() -> str:
     """What to do about a caller that cannot be suspended."""
     if _trio_runs():
         return "Use await; or await trio.to_thread.run_sync(function), and run() in that function"
-    if why_not := why_no_greenlets():
+    if why_not := why_not_suspended():
         return f"It could be, but {why_not}. In async code, use await"
     if in_a_toolkits_loop():
         return "It is called by a GUI toolkit. Start the work with submit(), and take its result in a done callback"

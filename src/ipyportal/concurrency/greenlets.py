@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ipyportal.concurrency.pyodide import IN_PYODIDE, why_not_standing
+
 try:
     import greenlet
 except ImportError:  # a platform without it
@@ -24,7 +26,7 @@ __all__ = [
     "current_greenlet",
     "first_greenlet",
     "greenlets_available",
-    "why_no_greenlets",
+    "why_not_suspended",
 ]
 
 
@@ -33,10 +35,10 @@ def greenlets_available() -> bool:
     return greenlet is not None
 
 
-def why_no_greenlets() -> str:
-    """Why nothing can be suspended in this process; empty if `greenlets_available`."""
-    if greenlet is not None:
-        return ""
+def why_not_suspended() -> str:
+    """Why nothing can be suspended in this process, or, in Pyodide, here; empty if it can."""
+    if greenlet is not None or IN_PYODIDE:
+        return why_not_standing()
     if sys.implementation.name != "cpython":
         return f"synchronous code can be suspended on CPython alone, and this is {sys.implementation.name}"
     return "the package greenlet is not installed: pip install greenlet"

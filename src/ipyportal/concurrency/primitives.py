@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any, TypeVar
 
+from ipyportal.concurrency.pyodide import IN_PYODIDE, NO_THREADS
+
 __all__ = ["CoroutineWrapper", "as_exception", "call_users", "start_thread"]
 
 T = TypeVar("T")
@@ -40,6 +42,8 @@ def start_thread(thread: threading.Thread) -> None:
     # Where modules are being torn down, CPython 3.11 would wait for ever for the thread to begin.
     if sys.is_finalizing():
         raise RuntimeError("no thread can be started: the interpreter is ending")
+    if IN_PYODIDE:
+        raise RuntimeError(NO_THREADS)
     thread.start()
 
 

@@ -23,6 +23,7 @@ from ipyportal.concurrency.portals.executors import ExecutorPortal, is_async_fun
 from ipyportal.concurrency.portals.shared import get_thread_pool
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.primitives import call_users
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.reporting import add_note
 from ipyportal.mapping.pool import Item, ItemOutcome, ItemPool
 from ipyportal.routes import Route, check_route, get_route
@@ -227,6 +228,8 @@ def _place(
     if isinstance(route, ExecutorPortal):
         return _sender(fn, route), pool_on, None, TASKS if limit is None else limit
     if not is_async_function(fn):
+        if route is None and IN_PYODIDE:
+            return fn, pool_on, None, THREADS if limit is None else limit  # there are no threads: in tasks
         if route is None or route == "thread":
             return fn, pool_on, get_thread_pool(), THREADS if limit is None else limit
         if isinstance(route, WorkerThread):

@@ -12,7 +12,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from ipyportal import patching
-from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
+from ipyportal.concurrency.greenlets import greenlets_available, why_not_suspended
 from ipyportal.concurrency.labels import one_line, sendable, short_repr, type_name
 from ipyportal.concurrency.suspension import can_suspend
 from ipyportal.concurrency.suspension.loops import turns_possible
@@ -73,7 +73,7 @@ def detect(shell: InteractiveShell | None) -> Environment:
     if kernel is None:
         kind = Kind.SCRIPT if shell is None else Kind.TERMINAL
         return Environment(kind, None, False, "no loop runs", ())
-    why_not = why_no_greenlets()
+    why_not = why_not_suspended()
     if not isinstance(getattr(kernel, "shell_handlers", None), dict):
         # Its cells may be tasks of a loop, as any other.
         why_not = "" if can_suspend() else why_not or "they run in no task of asyncio's own loop"
@@ -223,7 +223,7 @@ def _why(environment: Environment) -> str:
     if _suspends_in_a_terminal():
         return "no loop runs; in a line with await one does, and goes on"
     return ": ".join(
-        filter(None, ["no loop runs; in a line with await one does, and is blocked, too", why_no_greenlets()])
+        filter(None, ["no loop runs; in a line with await one does, and is blocked, too", why_not_suspended()])
     )
 
 

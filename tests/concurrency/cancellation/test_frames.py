@@ -21,7 +21,7 @@ from ipyportal.concurrency.cancellation.targets import Shield
 from ipyportal.concurrency.portals import get_thread_pool
 from ipyportal.concurrency.portals.life import ThreadPortal
 from ipyportal.concurrency.portals.pool import ThreadPool
-from ipyportal.concurrency.suspension import callers, loop_internals, loops, turns, workers
+from ipyportal.concurrency.suspension import callers, driving, loop_internals, loops, turns, workers
 from ipyportal.concurrency.suspension.loops import turns_possible
 from tests.concurrency.helpers import Gate, python
 
@@ -92,7 +92,7 @@ WHOLE: dict[Any, Callable[[], object]] = {
     interruption: enter_a_shield,
     blocking: block,
 }
-ITSELF = [turns, workers, callers, loop_internals, loops]
+ITSELF = [turns, workers, callers, driving, loop_internals, loops]
 
 
 @pytest.mark.parametrize(("module", "action"), WHOLE.items(), ids=[module.__name__ for module in WHOLE])

@@ -12,10 +12,10 @@ import pytest
 from ipyportal import run
 from ipyportal.concurrency import EventLoopThread, suspended_stacks
 from ipyportal.concurrency.calls import Call
-from ipyportal.concurrency.greenlets import greenlets_available, why_no_greenlets
+from ipyportal.concurrency.greenlets import greenlets_available, why_not_suspended
 from tests.concurrency.helpers import until
 
-pytestmark = pytest.mark.skipif(not greenlets_available(), reason=f"nothing can be suspended: {why_no_greenlets()}")
+pytestmark = pytest.mark.skipif(not greenlets_available(), reason=f"nothing can be suspended: {why_not_suspended()}")
 
 
 async def innermost(event: asyncio.Event) -> None:

@@ -2,7 +2,7 @@
 
 Deadlines are times of `time.monotonic()`, in seconds. Those of asynchronous code are timers of its loop. Those of
 synchronous code are kept by one clock thread for the whole process, started when the first is set; no deadline ever
-starts a thread of its own. Who is told that a deadline has ended a call is told in a second thread.
+starts a thread of its own. (In Pyodide it is a `LoopClock`.) Who is told that a deadline has ended a call is told in a second thread.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ipyportal.concurrency.cancellation.frames import Mark
+from ipyportal.concurrency.cancellation.loop_clock import LoopClock
 from ipyportal.concurrency.primitives import start_thread
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.reporting import report
 
 __all__ = ["Clock", "Timer", "check_timeout", "clock"]
@@ -253,4 +255,4 @@ class Clock:
             thread.join()
 
 
-clock = Clock()
+clock: Clock | LoopClock = LoopClock() if IN_PYODIDE else Clock()

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ipyportal.concurrency.calls.execution import Execution, cancel_in_child
 from ipyportal.concurrency.cancellation import interruption
@@ -16,10 +16,12 @@ from ipyportal.concurrency.cancellation.clock import check_timeout, clock
 from ipyportal.concurrency.cancellation.frames import uninterruptible
 from ipyportal.concurrency.portals.life import Phase, ThreadPortal, all_threads
 from ipyportal.concurrency.portals.loops import EventLoopThread
+from ipyportal.concurrency.portals.page import the_page
 from ipyportal.concurrency.portals.pool import ThreadPool
 from ipyportal.concurrency.portals.tasks import steps_in_flight
 from ipyportal.concurrency.portals.workers import WorkerThread
 from ipyportal.concurrency.private import register_atexit
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.reporting import forget_unretrieved, report_unretrieved
 
 __all__ = [
@@ -51,6 +53,8 @@ endings: list[Callable[[], object]] = []
 def get_global_loop() -> EventLoopThread:
     """Return the global `EventLoopThread` of the process. It starts when needed, and again if it was shut down or died.
 
+    In a browser (Pyodide) it is a portal of the page's own loop, which has no thread to shut down.
+
     Example:
         >>> import asyncio
         >>> from ipyportal.concurrency import Call, get_global_loop
@@ -58,6 +62,8 @@ def get_global_loop() -> EventLoopThread:
         'slept'
     """
     global _global_loop
+    if IN_PYODIDE:
+        return cast("EventLoopThread", the_page())
     portal = _global_loop
     if portal is not None and portal._phase is Phase.RUNNING:
         return portal

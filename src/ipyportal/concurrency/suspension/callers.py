@@ -10,10 +10,8 @@ from types import FrameType
 from typing import Any, Protocol
 
 from ipyportal.concurrency.cancellation.frames import Mark
-from ipyportal.concurrency.cancellation.targets import Interrupt, Interruptible
 from ipyportal.concurrency.private import HANDLE_RUN
-from ipyportal.concurrency.suspension.abandoned import WaitAbandoned
-from ipyportal.concurrency.suspension.loop_internals import Cancels
+from ipyportal.concurrency.suspension.driving import StandingCode
 
 try:
     # As in `signal`, but without making enums of what is none: a hundred times faster.
@@ -23,7 +21,7 @@ except ImportError:
     from signal import getsignal
     from signal import signal as set_handler
 
-__all__ = ["Caller", "TurnIsOver", "asks_without_waking", "raise_abandoned"]
+__all__ = ["Caller", "TurnIsOver", "asks_without_waking"]
 
 __ipyportal_mark__ = Mark.ITSELF  # between two greenlets
 
@@ -45,73 +43,22 @@ class _Turns(Protocol):
     def is_in_a_workers_turn(self, frame: FrameType | None) -> bool: ...
 
 
-class Caller:
-    """Code that waits: where it stands, for what, and how to end that. In its loop's thread, but for `end_wait_for`."""
+class Caller(StandingCode):
+    """Code that stands still in a greenlet: where, and what it keeps of its loop. In its loop's thread."""
 
-    __slots__ = (
-        "abandoned",
-        "due",
-        "future",
-        "greenlet",
-        "handler",
-        "limit",
-        "loop",
-        "message",
-        "must_cancel",
-        "on_the_loops_stack",
-        "raises",
-        "task",
-        "turns",
-    )
+    __slots__ = ("due", "greenlet", "handler", "limit", "on_the_loops_stack", "turns")
 
     def __init__(self, turns: _Turns, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> None:
+        super().__init__(loop, task)
         self.turns = turns
-        self.loop = loop
-        self.task = task  # None: a callback
         self.greenlet: Any = None
         self.handler: Any = None
         self.limit: asyncio.TimerHandle | None = None
         self.due = 0
-        self.future: asyncio.Future[Any] | None = None  # None: for the next turn
-        self.must_cancel = False
-        self.message: Any = None
-        self.abandoned = False
         self.on_the_loops_stack = False
-        self.raises: BaseException | None = None
-        """What is to be raised when what it waits for has been cancelled and is over."""
 
-    def cancel(self, msg: Any | None = None) -> bool:
-        """In place of the task's own ``cancel``, and as that is for a task that waits."""
-        if self.task is not None:
-            Cancels.of(self.task).add()
-        return self._cancel_wait(msg)
-
-    def _cancel_wait(self, msg: Any | None = None) -> bool:
-        if self.future is None or not self.future.cancel(msg):
-            # What it waits for is over, or is the next turn: it is woken anyway.
-            self.must_cancel, self.message = True, msg
-        return True
-
-    def end_wait_for(self, target: Interruptible) -> None:
-        """Cancel what it waits for, because a block of its code was asked to end. From any thread."""
-        try:
-            self.loop.call_soon_threadsafe(self._end_wait_for, target)
-        except RuntimeError:
-            pass  # the loop is closed, and the block with it
-
-    def _end_wait_for(self, target: Interruptible) -> None:
-        # If the code has gone on meanwhile, it was sent the interrupt then.
-        if self.greenlet is not None and target._interrupt is Interrupt.REQUESTED:
-            target._interrupt = Interrupt.NOTICED
-            self._cancel_wait()
-
-    def end(self, exc: BaseException) -> None:
-        """Cancel what it waits for, and raise `exc` when that is over; a second time, do not wait for its clean-up."""
-        if self.raises is None:
-            self.raises = exc
-            self._cancel_wait()
-        else:
-            self.abandon()
+    def stands(self) -> bool:
+        return self.greenlet is not None
 
     def take_sigint(self) -> bool:
         """Have Ctrl-C end this wait, where Python's own handler would raise KeyboardInterrupt in whatever runs."""
@@ -129,15 +76,6 @@ class Caller:
         if getsignal(signal.SIGINT) == self._on_sigint:
             set_handler(signal.SIGINT, self.handler)
 
-    def abandon(self) -> bool:
-        """Give up the wait; what it waits for goes on. False if it is about to end by itself."""
-        if self.future is None or self.future.done():
-            return False
-        self.future.remove_done_callback(self.wake)
-        self.abandoned = True
-        self.loop.call_soon(self.wake)
-        return True
-
     def wake(self, _: object = None) -> None:
         """A callback of the loop: what the caller waits for is over, and it goes on in place of this turn."""
         if self.greenlet is None:
@@ -150,12 +88,6 @@ class Caller:
                 return
         # A loop inside of the loop, as nest_asyncio has it. The next turn is a worker's.
         self.loop.call_soon(self.wake, context=self.turns.context)
-
-
-def raise_abandoned(caller: Caller, abandoned: WaitAbandoned) -> None:
-    exc = caller.raises or KeyboardInterrupt("stopped waiting; what was waited for was cancelled, and cleans up")
-    exc.task = abandoned.task  # type: ignore[attr-defined]  # what goes on, for who wants it
-    raise exc from None
 
 
 def asks_without_waking(handler: Any) -> bool:

@@ -17,7 +17,7 @@ from types import FrameType, GeneratorType
 from typing import Any
 
 from ipyportal.concurrency.cancellation.frames import Mark
-from ipyportal.concurrency.greenlets import current_greenlet
+from ipyportal.concurrency.greenlets import current_greenlet, greenlets_available
 from ipyportal.concurrency.private import BLOCKING, CALLBACK, DESCRIPTORS, HANDLE_RUN, READY, SIGNAL_HANDLERS
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "put_cancel_back",
     "replace_cancel",
     "take_over_cancels",
+    "take_variables",
 ]
 
 __ipyportal_mark__ = Mark.ITSELF  # between two greenlets
@@ -110,11 +111,27 @@ def take_over_cancels(task: asyncio.Task[Any]) -> None:
 
 
 def own_context() -> contextvars.Context:
-    """The very context of the code that asks, and no copy. It can be entered while that code stands still."""
+    """The very context of the code that asks, and no copy. It can be entered while that code stands still.
+
+    In Pyodide it cannot be entered a second time: there it is a copy, whose variables `take_variables` brings back.
+    """
+    if not greenlets_available():
+        return contextvars.copy_context()
     here = current_greenlet()
     if here.gr_context is None:
         contextvars.copy_context()  # makes one
     return here.gr_context  # type: ignore[no-any-return]
+
+
+def take_variables(context: contextvars.Context) -> None:
+    """Have the code that asks see what was set in `context`, if that is the copy that `own_context` gave."""
+    if not greenlets_available():
+        for variable, value in context.items():
+            if variable.get(_UNSET) is not value:
+                variable.set(value)
+
+
+_UNSET: Any = object()
 
 
 def leave_contexts(here: Any, outermost: contextvars.Context | None) -> list[contextvars.Context]:

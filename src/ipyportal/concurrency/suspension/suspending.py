@@ -8,7 +8,9 @@ from types import CoroutineType
 from typing import Any, Protocol, TypeVar
 
 from ipyportal.concurrency.cancellation.frames import Mark
-from ipyportal.concurrency.greenlets import why_no_greenlets
+from ipyportal.concurrency.greenlets import why_not_suspended
+from ipyportal.concurrency.pyodide import IN_PYODIDE
+from ipyportal.concurrency.suspension.jspi import stack_switching_here
 from ipyportal.concurrency.suspension.loops import turns_here
 from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.workers import drop_workers
@@ -21,7 +23,7 @@ __ipyportal_mark__ = Mark.NOT_BY_THE_STOP_BUTTON  # about to wait
 
 
 class Suspends(Protocol):
-    """What can suspend the code that asked for it: a `Suspendable`, or the `Turns` of a loop."""
+    """What can suspend the code that asked for it: a `Suspendable`, or a `Driver` for the code of a loop."""
 
     def drive(self, steps: Any) -> Any:
         """Run a coroutine to its end, suspending the code that calls this wherever it waits."""
@@ -37,14 +39,15 @@ def suspendable_here() -> Suspends | None:
         and asyncio.current_task() is current._task
     ):
         return current  # type: ignore[no-any-return]
-    return turns_here()
+    return stack_switching_here() if IN_PYODIDE else turns_here()
 
 
 def can_suspend() -> bool:
     """Return whether `suspend` works here. It does in any task or callback of a loop of asyncio's own kind.
 
     On other loops, such as uvloop's, it works only in calls of an `EventLoopThread`. It never works without the package
-    greenlet, or on a Python other than CPython.
+    greenlet, or on a Python other than CPython. In a browser (Pyodide) it works wherever JavaScript can wait for
+    Python, if the browser has JSPI.
 
     Example:
         >>> from ipyportal.concurrency import can_suspend, from_sync
@@ -79,7 +82,7 @@ def suspend(awaitable: Awaitable[T]) -> T:
     if current is None:
         raise RuntimeError(
             "synchronous code cannot be suspended here: "
-            + (why_no_greenlets() or "no event loop of asyncio's own kind runs in this thread")
+            + (why_not_suspended() or "no event loop of asyncio's own kind runs in this thread")
             + ". ipyportal.run() waits for an awaitable everywhere"
         )
     return current.drive(steps_of(awaitable))  # type: ignore[no-any-return]

@@ -12,11 +12,9 @@ timers and readers. `suspension` does the same step by step, for single tasks, o
 
 asyncio must notice nothing of it:
 
-- *The awaitable runs in the caller's own task*, as with ``await``: `drive` sends and throws as the task would. A
-  callback has no task, so there the awaitable gets one.
-- *For asyncio the task runs all the time.* So it is not the current task meanwhile. Who cancels it reaches
-  `Caller.cancel`, which stands in the place of the task's own ``cancel`` and does what that does for a task that
-  waits. asyncio's own would only make a note, and raise once more at the next ``await``.
+- *The awaitable runs in the caller's own task*, as with ``await``: see `driving`.
+- *For asyncio the task runs all the time.* So it is not the current task meanwhile, and who cancels it reaches the
+  caller.
 - *A context can be entered once.* The handle's contexts are left, and entered again before the code goes on. So what is
   awaited can run in them, and so can other handles that share them.
 - *A turn has counted its handles*, and pops them without a look. When one that was left goes on, the queue is filled up
@@ -41,28 +39,23 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
-from types import CoroutineType, FrameType
+from types import FrameType
 from typing import Any
 
 from ipyportal.concurrency.cancellation.frames import CONTINUED, Mark, is_engine
-from ipyportal.concurrency.cancellation.interruption import thread_state
-from ipyportal.concurrency.cancellation.targets import Interruptible
 from ipyportal.concurrency.greenlets import GreenletExit, current_greenlet
-from ipyportal.concurrency.private import BLOCKING, HANDLE_RUN, MUST_CANCEL, READY, RUN_FOREVER, RUN_ONCE, STOPPING
-from ipyportal.concurrency.suspension.abandoned import RestOfCoroutine, WaitAbandoned
-from ipyportal.concurrency.suspension.callers import Caller, TurnIsOver, raise_abandoned
+from ipyportal.concurrency.private import HANDLE_RUN, READY, RUN_FOREVER, RUN_ONCE, STOPPING
+from ipyportal.concurrency.suspension.callers import Caller, TurnIsOver
+from ipyportal.concurrency.suspension.driving import Driver
 from ipyportal.concurrency.suspension.loop_internals import (
     Busy,
-    check_yielded,
     enter_context,
     excuse_slowness,
     handle_that_runs,
     leave_contexts,
-    own_context,
     pad,
     put_cancel_back,
     replace_cancel,
-    take_over_cancels,
 )
 from ipyportal.concurrency.suspension.steps import per_thread
 from ipyportal.concurrency.suspension.workers import (
@@ -92,12 +85,11 @@ _run_once: Any = getattr(asyncio.BaseEventLoop, RUN_ONCE, None)
 # --- the code that waits ---------------------------------------------------------------------------------------------
 
 
-class Turns:
+class Turns(Driver[Caller]):
     """The turns of one loop. All in the thread that runs the loop."""
 
     def __init__(self) -> None:
-        self.callers: list[Caller] = []
-        self.context = contextvars.Context()  # for our own callbacks
+        super().__init__()
         # The greenlets in which the loop itself stands between two turns, and whether it waits for more than one.
         self._loops: list[tuple[Any, bool]] = []
         self._impatient = 0  # how many do not
@@ -279,60 +271,6 @@ class Turns:
 
     # --- the side of the code that waits -------------------------------------------------------------------------
 
-    def drive(self, steps: Any) -> Any:
-        """Run a coroutine to its end as ``await`` does; the code that calls this stands still wherever it waits."""
-        __tracebackhide__ = True
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        caller = Caller(self, loop, task)
-        if task is None:
-            return self._drive_in_a_task(caller, steps)
-        try:
-            yielded = steps.send(None)
-            while True:
-                try:
-                    self._wait(caller, yielded)
-                except WaitAbandoned as abandoned:
-                    abandoned.task = loop.create_task(RestOfCoroutine(steps, caller.future))
-                    raise_abandoned(caller, abandoned)
-                except BaseException as exc:  # noqa: BLE001 - it is the coroutine's to handle
-                    yielded = steps.throw(exc)
-                else:
-                    yielded = steps.send(None)
-        except StopIteration as stop:
-            if caller.raises is not None:
-                raise caller.raises from None
-            return stop.value
-        except asyncio.CancelledError:
-            if caller.raises is not None:
-                raise caller.raises from None
-            raise
-        finally:
-            del steps
-
-    def _drive_in_a_task(self, caller: Caller, steps: Any) -> Any:
-        """As `drive`, in a callback: what it waits for runs in a task, in the callback's own context."""
-        __tracebackhide__ = True
-        # Of asyncio's own kind also where a task factory is set: it is to begin when the callback stands still.
-        awaited = asyncio.Task(_contained(steps), loop=caller.loop, context=own_context())
-        setattr(awaited, BLOCKING, True)
-        try:
-            self._wait(caller, awaited)
-        except WaitAbandoned as abandoned:
-            abandoned.task = awaited
-            raise_abandoned(caller, abandoned)
-        except asyncio.CancelledError:
-            awaited.cancel()
-            steps.close()  # it may not have begun, and would be warned of
-            if caller.raises is not None:
-                raise caller.raises from None
-            raise
-        if caller.raises is not None:
-            raise caller.raises from None
-        result, interrupt = awaited.result()
-        if interrupt is not None:
-            raise interrupt
-        return result
-
     def gives_way_to(self, caller: Caller) -> bool:
         """In the rest of the turn in which somebody waited first: stand still in the middle of it; `caller` goes on.
 
@@ -352,44 +290,17 @@ class Turns:
             raise turn.raises
         return True
 
+    def _caller(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Any] | None) -> Caller:
+        return Caller(self, loop, task)
+
+    def _about_to_stand(self, caller: Caller) -> None:
+        caller.due = self._due_now(caller.loop)
+
     def _due_now(self, loop: Any) -> int:
         """How many handles the present turn will pop at most."""
         # It counted them when it began: not more than are left now, or were left when its code stood still before.
         ready = len(getattr(loop, READY))
         return ready if self._due is None else min(self._due, ready)
-
-    def _wait(self, caller: Caller, yielded: Any) -> None:
-        """Stand still until what a coroutine has yielded is over, and raise what it has raised."""
-        __tracebackhide__ = True
-        loop, task = caller.loop, caller.task
-        thread = thread_state()
-        check_yielded(yielded, loop, task)
-        caller.due = self._due_now(loop)
-        taken: list[Interruptible] = []
-        if thread._stack:
-            taken = thread.suspend_what_runs_in(loop, caller.end_wait_for if task is None else None)
-        try:
-            if yielded is None:
-                caller.future = None
-                loop.call_soon(caller.wake, context=self.context)
-            else:
-                caller.future = yielded
-                yielded.add_done_callback(caller.wake, context=self.context)
-            caller.must_cancel = False
-            if task is not None and getattr(task, MUST_CANCEL, False):
-                # Asked to end before, in this very step: as asyncio does it when a task begins to wait.
-                take_over_cancels(task)
-                caller._cancel_wait()
-            self._stand_still(caller)
-        finally:
-            if taken:
-                thread.resume(taken)
-        if caller.abandoned:
-            raise WaitAbandoned
-        if caller.must_cancel:
-            raise asyncio.CancelledError(*(() if caller.message is None else (caller.message,)))
-        if yielded is not None:
-            yielded.result()
 
     def _stand_still(self, caller: Caller, takes_sigint: bool = True) -> None:
         """Leave the greenlet that calls this as it stands, and have a worker run the loop, until `Caller.wake`."""
@@ -435,14 +346,6 @@ class Turns:
             pad(loop, caller.due)
             self._due = caller.due
             self._tidy()
-
-
-async def _contained(steps: Any) -> tuple[Any, BaseException | None]:
-    """What `steps` gives, and what would leave the loop if a task raised it."""
-    try:
-        return await (steps if type(steps) is CoroutineType else RestOfCoroutine(steps, None)), None
-    except (KeyboardInterrupt, SystemExit) as exc:
-        return None, exc
 
 
 # Who asks a thread to cancel the loop that it runs looks for `run_forever`, which is in another of the greenlets.
