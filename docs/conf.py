@@ -38,7 +38,8 @@ project_copyright = author
 release = version = ipyportal.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.intersphinx", "sphinx.ext.napoleon", "sphinx_copybutton"]
-exclude_patterns = ["_build", "jupyter_execute"]  # which myst-nb makes beside the first
+# myst-nb makes the second beside the first; the third is for the site that runs in the browser
+exclude_patterns = ["_build", "jupyter_execute", "lite"]
 
 nb_execution_mode = "off"  # they are stored with their outputs, which tests/notebook/test_notebooks.py compares
 myst_heading_anchors = 3
