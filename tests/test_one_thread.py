@@ -607,3 +607,42 @@ def test_the_global_loop_is_the_pages() -> None:
             portal.shutdown()
 
     asyncio.run(main())
+
+
+@pyodide
+def test_asyncio_run_ends_what_it_leaves_while_it_is_patched() -> None:
+    job, inner, beside = Job(clean_up=0.01), Job(), Job()
+
+    async def main() -> int:
+        asyncio.ensure_future(job.work())  # noqa: RUF006 - it is left
+
+        def library() -> int:
+            return asyncio.run(work())
+
+        async def work() -> int:
+            asyncio.ensure_future(inner.work())  # noqa: RUF006
+            return await double(2)
+
+        result = library()
+        assert inner.said == CLEANED
+        assert job.said == ["begun"]
+        return result
+
+    genuine = asyncio.run
+    other = asyncio.ensure_future(beside.work())
+    with ipyportal.patch_asyncio():
+        assert asyncio.run(main()) == 4
+        assert job.said == CLEANED
+        with pytest.raises(KeyError):
+            asyncio.run(_fails())
+        with pytest.raises(ValueError, match="a coroutine was expected, got int"):
+            asyncio.run(1)  # type: ignore[arg-type]
+        assert asyncio.get_running_loop().run_until_complete(double(3)) == 6
+    assert asyncio.run is genuine
+    assert beside.said == ["begun"]
+    other.cancel()
+    run(asyncio.wait([other]))
+
+
+async def _fails() -> None:
+    raise KeyError

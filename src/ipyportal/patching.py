@@ -33,10 +33,12 @@ from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.greenlets import why_not_suspended
 from ipyportal.concurrency.labels import type_name
 from ipyportal.concurrency.private import RUN_ONCE, RUNNERS_LOOP
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.suspension.loops import loop_has_turns, turns_possible
 from ipyportal.concurrency.suspension.suspending import can_suspend
 from ipyportal.concurrency.suspension.turns import run_once
 from ipyportal.other_loops import end_all_threads, end_thread, run_elsewhere, thread_of
+from ipyportal.page_runs import run_as_asyncio
 from ipyportal.routes import RULE
 from ipyportal.sync import run
 
@@ -117,6 +119,8 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run(main: Any, **options: Any) -> Any:
         __tracebackhide__ = True
+        if _suspends() and IN_PYODIDE:
+            return run_as_asyncio(main, **options)
         if _suspends():
             return run_elsewhere("thread", lambda main: genuine(main, **options), main)
         return _refused(original, main, **options)
@@ -296,6 +300,9 @@ def patch_asyncio() -> _Patch:
     If the call makes or uses another loop, that loop runs in another thread meanwhile. Signals do not reach that
     thread, so ``loop.add_signal_handler`` raises NotImplementedError there, as it does on Windows.
 
+    In a browser (Pyodide), ``asyncio.run`` and ``loop.run_until_complete`` work without the patch. With it,
+    ``asyncio.run`` also ends the tasks that it leaves. `asyncio.Runner` is refused there.
+
     Some callers cannot be suspended: without the package greenlet, on a Python other than CPython, and in tasks and
     callbacks of a loop that is not asyncio's own (uvloop). They get asyncio's RuntimeError, with a note that says why
     and what to type instead. Code that did ``from asyncio import run`` before the patch keeps asyncio's own function.
@@ -354,6 +361,8 @@ def _install() -> None:
     _pid = os.getpid()
     loops = asyncio.BaseEventLoop
     _replaced.append(_Replaced(asyncio, "run", _patched_run(asyncio.run)))
+    if IN_PYODIDE:
+        return  # its loop's own run_until_complete() suspends its caller
     _replaced.append(_Replaced(asyncio.Runner, "run", _patched_runner_run(asyncio.Runner.run)))
     _replaced.append(_Replaced(asyncio.Runner, "close", _patched_runner_close(asyncio.Runner.close)))
     _replaced.append(_Replaced(loops, "run_until_complete", _patched_run_until_complete(loops.run_until_complete)))
@@ -396,11 +405,15 @@ def patched() -> bool:
 def report() -> str:
     """What ``%portal`` says of the patch: whether it is on, and what it could not patch for the loop that runs here."""
     if not patched():
+        if IN_PYODIDE:
+            return "Pyodide's own, which leaves tasks running that its coroutine has made: %portal patch on"
         return "asyncio is not patched: %portal patch on"
     said = ["asyncio.run() and run_until_complete() suspend their callers"]
     loop = asyncio._get_running_loop()
     if why_not := why_not_suspended():
         said.append(f"but nothing can be suspended: {why_not}")
+    elif IN_PYODIDE:
+        return "suspends its caller, and ends the tasks that it leaves; asyncio.Runner is refused"
     elif loop is not None:
         if not any(type(loop).run_until_complete is one.replacement for one in _replaced):
             said.append(f"run_until_complete() of {loop_name(loop)} is not patched")

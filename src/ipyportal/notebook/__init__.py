@@ -2,7 +2,8 @@
 
 `load` makes an `Extension` (`extension`), which finds out what this process is (`environment`), makes the kernel's
 cells and callbacks suspendable (`kernel`), takes over the stop button while they run (`interrupts`), and adds the
-magics (`magics`), which show what they do (`display`, `html`, `buttons`). `unload` puts back everything exactly.
+magics (`magics`), which show what they do (`display`, `html`, `buttons`). In JupyterLite, `lite` is what `kernel` is
+elsewhere. `unload` puts back everything exactly.
 """
 
 from __future__ import annotations

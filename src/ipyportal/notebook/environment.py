@@ -17,6 +17,7 @@ from ipyportal.concurrency.labels import one_line, sendable, short_repr, type_na
 from ipyportal.concurrency.suspension import can_suspend
 from ipyportal.concurrency.suspension.loops import turns_possible
 from ipyportal.notebook.html import table
+from ipyportal.notebook.lite import LIMITS, is_page_kernel
 from ipyportal.routes import get_route
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Kind(enum.Enum):
 
     KERNEL = "a Jupyter kernel"
     OTHER_KERNEL = "a Jupyter kernel that is not ipykernel"
+    PAGE = "a Pyodide kernel of JupyterLite, in the browser"
     TERMINAL = "terminal IPython"
     SCRIPT = "no IPython"
 
@@ -74,6 +76,8 @@ def detect(shell: InteractiveShell | None) -> Environment:
         kind = Kind.SCRIPT if shell is None else Kind.TERMINAL
         return Environment(kind, None, False, "no loop runs", ())
     why_not = why_not_suspended()
+    if is_page_kernel(kernel):
+        return Environment(Kind.PAGE, None, not why_not, why_not, ())
     if not isinstance(getattr(kernel, "shell_handlers", None), dict):
         # Its cells may be tasks of a loop, as any other.
         why_not = "" if can_suspend() else why_not or "they run in no task of asyncio's own loop"
@@ -122,6 +126,7 @@ class Report:
             "nest_asyncio_is_applied": nest_asyncio_applied(),
             "calls_running": self._running,
             "threads": _threads(),
+            "limits": [*LIMITS] if environment.kind is Kind.PAGE else [],
             "to_do": _to_do(environment),
         }
 
@@ -129,7 +134,10 @@ class Report:
         """Pairs of a subject and what there is to say about it."""
         environment, facts = self._environment, self.facts()
         where = "" if facts["frontend"] is None else f", {facts['frontend']}"
-        rule = f"by the rule{_HERE if environment.can_suspend else _LOOP}{_in_a_line_that_awaits(environment)}"
+        in_page = environment.kind is Kind.PAGE
+        elsewhere = ", on the page's loop" if in_page else _LOOP
+        rule = f"by the rule{_HERE if environment.can_suspend else elsewhere}{_in_a_line_that_awaits(environment)}"
+        nothing = "none: Python has one in a browser" if in_page else "none of ipyportal's yet"
         return [
             ("this is", f"{environment.kind.value}{where}"),
             ("Python", f"{facts['python']}, {facts['executable']}"),
@@ -143,7 +151,8 @@ class Report:
             ("asyncio.run()", _asyncio_run(environment)),
             ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
-            ("threads", ", ".join(facts["threads"]) or "none of ipyportal's yet"),
+            ("threads", ", ".join(facts["threads"]) or nothing),
+            *([("limits", "; ".join(facts["limits"]))] if in_page else []),
             ("to do", "; ".join(facts["to_do"]) or "nothing"),
         ]
 
@@ -249,6 +258,8 @@ def _asyncio_run(environment: Environment) -> str:
 def _widgets(environment: Environment) -> str:
     if environment.kind is Kind.OTHER_KERNEL:
         return "as this kernel handles them"
+    if environment.kind is Kind.PAGE:
+        return "not live: JupyterLite keeps their messages until the cell is over"
     if environment.kernel is None:
         return "none: they are a kernel's"
     if not version_of("ipywidgets"):
@@ -261,7 +272,7 @@ def _has_subshells(kernel: Any) -> bool:
 
 
 def _subshells(environment: Environment) -> str:
-    if environment.kind is Kind.OTHER_KERNEL:
+    if environment.kind in (Kind.OTHER_KERNEL, Kind.PAGE):
         return "not known to this kernel"
     if environment.kernel is None:
         return "none: they are a kernel's"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.error import UsageError
 
 from ipyportal.concurrency.calls import Call, Portal
-from ipyportal.concurrency.portals.shared import endings
+from ipyportal.concurrency.portals.shared import endings, get_global_loop
 from ipyportal.concurrency.waiters.blocking import ThreadInbox
 from ipyportal.hosts import Host, KeyboardInterrupts, replace_host
 from ipyportal.notebook.await_in_magics import AwaitInMagics
@@ -25,6 +25,7 @@ from ipyportal.notebook.environment import Environment, Kind, Report, detect, ot
 from ipyportal.notebook.history import History, Launched
 from ipyportal.notebook.interrupts import Interrupts
 from ipyportal.notebook.kernel import LiveKernel
+from ipyportal.notebook.lite import attend_page
 from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics, completions
 from ipyportal.notebook.tracebacks import show_users_frames
 from ipyportal.patching import PatchSwitch
@@ -63,6 +64,9 @@ class Extension(Host):
             kernel = None  # it has been taken care of
         if self.environment.kind is Kind.OTHER_KERNEL:
             print(f"ipyportal: {other_kernel(self.shell)}")  # noqa: T201 - where output of the cell goes
+        if self.environment.kind is Kind.PAGE and self._first is None:
+            self.kernel_portal = get_global_loop()
+            self._undo.append(attend_page(getattr(self.shell, "kernel", None)))
         if kernel is not None:
             portal = self.kernel_portal = ThreadInbox(threading.main_thread(), "the kernel's thread")
             self._undo.append(lambda: portal.close("the extension was unloaded"))

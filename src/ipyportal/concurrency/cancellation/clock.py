@@ -2,7 +2,8 @@
 
 Deadlines are times of `time.monotonic()`, in seconds. Those of asynchronous code are timers of its loop. Those of
 synchronous code are kept by one clock thread for the whole process, started when the first is set; no deadline ever
-starts a thread of its own. (In Pyodide it is a `LoopClock`.) Who is told that a deadline has ended a call is told in a second thread.
+starts a thread of its own. Who is told that a deadline has ended a call is told in a second thread. In Pyodide, the
+clock is a `LoopClock`.
 """
 
 from __future__ import annotations
