@@ -28,6 +28,7 @@ from ipyportal.concurrency import (
     from_sync,
     shield,
     suspend,
+    suspended_stacks,
 )
 from ipyportal.concurrency.pyodide import IN_PYODIDE
 
@@ -535,6 +536,30 @@ def test_a_class_can_be_made_synchronous(place: Any) -> None:
             return client.get(4), list(client.pages())
 
     assert asyncio.run(place(fn)) == (8, [0, 2, 4])
+
+
+@every_place
+def test_the_stacks_of_what_waits_are_seen(place: Any) -> None:
+    async def main() -> list[list[str]]:
+        waits = asyncio.ensure_future(place(lambda: outer()))
+        await asyncio.sleep(0.01)
+        stacks = [[frame.name for frame in stack] for stack in suspended_stacks()]
+        await waits
+        assert suspended_stacks() == []
+        return stacks
+
+    def outer() -> int:
+        return doubled_slowly(4)
+
+    def doubled_slowly(n: int) -> int:
+        return run(slowly(n))
+
+    async def slowly(n: int) -> int:
+        await asyncio.sleep(0.05)
+        return 2 * n
+
+    (stack,) = asyncio.run(main())
+    assert stack[-4:] == ["outer", "doubled_slowly", "slowly", "sleep"]
 
 
 def test_suspend_awaits_in_a_task() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ipyportal.concurrency.greenlets import Greenlet, current_greenlet
 from ipyportal.concurrency.suspension.callers import Caller
+from ipyportal.concurrency.suspension.jspi import frames_that_stand_still
 from ipyportal.concurrency.suspension.steps import Suspendable
 
 __all__ = ["suspended_stacks"]
@@ -37,10 +38,9 @@ def suspended_stacks() -> list[traceback.StackSummary]:
         >>> show()
         >>> _ = signal.signal(signal.SIGTERM, previous)
     """
-    if Greenlet is None:
-        return []
-    found = [_stack(greenlet.gr_frame) for greenlet in _greenlets()]
-    return [traceback.StackSummary.extract(iter(frames)) for frames in found if frames]
+    frames = frames_that_stand_still() if Greenlet is None else [greenlet.gr_frame for greenlet in _greenlets()]
+    found = [_stack(frame) for frame in frames]
+    return [traceback.StackSummary.extract(iter(stack)) for stack in found if stack]
 
 
 def _greenlets() -> list[Any]:
