@@ -227,12 +227,14 @@ class _Manager:
         self.body = _Body(None, None)
 
     async def enter(self) -> Any:
+        __tracebackhide__ = True
         manager = await self._maker.make()
         value = await type(manager).__aenter__(manager)
         self._manager = manager
         return value
 
     async def leave(self, exc: BaseException | None = None) -> Any:
+        __tracebackhide__ = True
         manager, self._manager = self._manager, None
         if manager is None:
             return False

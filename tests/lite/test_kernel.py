@@ -137,6 +137,48 @@ def test_a_widgets_callback_waits(kernel: LiteKernel) -> None:
     kernel.wait_for(lambda: kernel.value("clicked") == [6])
 
 
+def test_a_failure_that_nobody_takes_is_reported_in_its_cell(kernel: LiteKernel) -> None:
+    cell = kernel.execute_async(
+        """
+        async def fails():
+            raise KeyError("nobody takes this")
+        lost = submit(fails)
+        """
+    )
+    cell.reply()
+    kernel.execute("run(asyncio.sleep(0.05))\ndel lost\nimport gc; _ = gc.collect()")
+    kernel.wait_for(lambda: "nobody takes this" in cell.reply().stderr)
+
+
+def test_a_bar_and_what_waits_and_a_patch(kernel: LiteKernel) -> None:
+    bar = kernel.execute("map(double, range(5), progress=True)")
+    assert (bar.result, bar.stderr) == ("[0, 2, 4, 6, 8]", "")
+    where = kernel.execute("waiting = submit(lambda: doubled(1))\nawait asyncio.sleep(0)\n%calls where\nrun(waiting)")
+    assert "in double" in where.stdout
+    left = kernel.execute(
+        """
+        %portal patch on
+        async def leaves():
+            async def forever():
+                try: await asyncio.sleep(60)
+                finally: print("ended")
+            global kept
+            kept = asyncio.ensure_future(forever())
+            return await double(2)
+        print(asyncio.run(leaves()))
+        %portal patch off
+        """
+    )
+    assert "ended\n4\n" in left.stdout
+
+
+def test_tracebacks_show_the_users_frames(kernel: LiteKernel) -> None:
+    reply = kernel.execute("with ipyportal.enter(asyncio.timeout(0.05)):\n    run(asyncio.sleep(60))")
+    assert reply.error is not None
+    assert "run(asyncio.sleep(60))" in reply.error.traceback
+    assert "ipyportal/" not in reply.error.traceback
+
+
 def test_portal_says_what_this_is(kernel: LiteKernel) -> None:
     report = kernel.execute("print(repr(get_ipython().run_line_magic('portal', '')))").stdout
     assert "a Pyodide kernel of JupyterLite, in the browser" in report

@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ipyportal import hosts
 from ipyportal.concurrency.calls import Call, Portal
@@ -263,5 +263,7 @@ def _make_bar(iterables: tuple[Any, ...]) -> Any:
             from tqdm import tqdm  # type: ignore[assignment]
     except ImportError:
         raise ImportError("map(..., progress=True) needs the package tqdm: pip install tqdm") from None
+    if IN_PYODIDE:  # it would warn that it can start no thread to watch its bars
+        tqdm = cast(Any, type("tqdm", (tqdm,), {"monitor_interval": 0}))
     shortest = min(_length(iterable) for iterable in iterables)
     return tqdm(total=None if shortest < 0 else shortest)

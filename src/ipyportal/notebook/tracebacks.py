@@ -15,6 +15,7 @@ from contextlib import contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.reporting import add_note, traceback_of
 from ipyportal.notebook.patches import replace
 from ipyportal.patching import patched
@@ -65,6 +66,7 @@ _REMEDY = (
     "ipyportal: put %%thread at the top of the cell{patch}. In your own code, type run(x) in place of asyncio.run(x) "
     "or loop.run_until_complete(x)"
 )
+_REMEDY_IN_PAGE = "ipyportal: in a browser, type run(x) in place of Runner().run(x)"
 _REMEDY_INPUT = (
     "ipyportal: input() can ask while a cell runs, and none did. Ask in the cell, before the work begins, or by a "
     "widget"
@@ -83,7 +85,10 @@ def add_remedy(exc: BaseException) -> None:
         return
     if any(str(note).startswith("ipyportal: ") for note in notes):
         return  # it has said what is the matter
-    if any(part in text for part in _SYNC_ONLY):
+    if IN_PYODIDE:
+        if "cannot be called from a running event loop" in text:
+            add_note(exc, _REMEDY_IN_PAGE)
+    elif any(part in text for part in _SYNC_ONLY):
         add_note(exc, _REMEDY_SYNC)
     elif type(exc) is EOFError and text == "EOF when reading a line" and in_kernel():
         add_note(exc, _REMEDY_INPUT)
@@ -105,29 +110,46 @@ def _is_ours(traceback: TracebackType) -> bool:
 def _ending_at_users_line(exc: BaseException) -> Iterator[None]:
     """Leave out the frames at the end that are ipyportal's, if there are others, for as long as `exc` is shown.
 
-    And the cancel by which a time-out of ours has come about: its traceback would stand above that of the time-out.
+    Of what led to it, too. And the cancel by which a time-out of ours has come about: its traceback would stand above
+    that of the time-out.
     """
-    traceback, last = traceback_of(exc), None
-    while traceback is not None:
-        if not _is_ours(traceback):
-            last = traceback
-        traceback = traceback.tb_next
-    if last is None or last.tb_next is None:
-        yield
-        return
-    rest, last.tb_next, cause = last.tb_next, None, _cause_of(exc)
-    if isinstance(cause, asyncio.CancelledError):
+    cut: list[tuple[TracebackType, TracebackType]] = []
+    for one in _with_what_led_to(exc):
+        last = _last_of_others(traceback_of(one))
+        if last is not None and last.tb_next is not None:
+            cut.append((last, last.tb_next))
+            last.tb_next = None
+    cause = _cause_of(exc)
+    is_ours = isinstance(cause, asyncio.CancelledError) and any(last is _end_of(traceback_of(exc)) for last, _ in cut)
+    if is_ours:
         _set_cause(exc, None)
     try:
         yield
     finally:
-        last.tb_next = rest  # for %debug, and for whoever shows it again
-        if cause is not None:
+        for last, rest in cut:
+            last.tb_next = rest  # for %debug, and for whoever shows it again
+        if is_ours:
             _set_cause(exc, cause)
 
 
-def _tidy_groups(exc: BaseException) -> None:
-    """Take our frames out of the tracebacks of an exception group, of what it holds and of what led to it."""
+def _last_of_others(traceback: TracebackType | None) -> TracebackType | None:
+    """The last frame that is not ipyportal's."""
+    last = None
+    while traceback is not None:
+        if not _is_ours(traceback):
+            last = traceback
+        traceback = traceback.tb_next
+    return last
+
+
+def _end_of(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback
+
+
+def _with_what_led_to(exc: BaseException) -> list[BaseException]:
+    """An exception, its causes and contexts, and what groups among them hold."""
     seen: dict[int, BaseException] = {}
     todo: list[BaseException | None] = [exc]
     while todo:
@@ -137,8 +159,14 @@ def _tidy_groups(exc: BaseException) -> None:
             todo += [_cause_of(one), _context_of(one)]
             if isinstance(one, BaseExceptionGroup):  # others may have anything by that name
                 todo += _exceptions_of(one)
-    if any(isinstance(one, BaseExceptionGroup) for one in seen.values()):
-        for one in seen.values():
+    return list(seen.values())
+
+
+def _tidy_groups(exc: BaseException) -> None:
+    """Take our frames out of the tracebacks of an exception group, of what it holds and of what led to it."""
+    exceptions = _with_what_led_to(exc)
+    if any(isinstance(one, BaseExceptionGroup) for one in exceptions):
+        for one in exceptions:
             BaseException.with_traceback(one, _without_ours(traceback_of(one)))
 
 
