@@ -160,6 +160,23 @@ def test_a_callback_of_the_toolkit_waits_and_blocks_the_kernel_meanwhile(live: K
     assert "It is called by a GUI toolkit. Start the work with submit()" in warning
 
 
+def test_tasks_of_the_kernel_go_on_between_cells_with_qt(live: Kernel, toolkit: str) -> None:
+    if toolkit != "qt":
+        pytest.skip("ipykernel makes tk anew each time that it gets the thread, and only a message ends that")
+    cell = live.execute_async(
+        """
+        async def speak():
+            for number in range(5):
+                await asyncio.sleep(0.01)
+                print(number)
+        speaking = asyncio.ensure_future(speak())
+        """
+    )
+    cell.reply()
+    # No message is sent that would wake the kernel.
+    live.wait_for(lambda: cell.reply().stdout == "0\n1\n2\n3\n4\n")
+
+
 def test_off_and_on_again_and_unloading_leave_what_ipykernel_had(live: Kernel, toolkit: str) -> None:
     live.value("%gui")
     assert live.value("run(asyncio.sleep(0.01, 'waited'))") == "waited"

@@ -7,10 +7,12 @@ ours is open, the toolkit handles what is due and returns at once; else it has t
 
 A message that the kernel's loop has received already waits in a task, for a cell's end or for the next turn: the
 toolkit, which looks at the socket, would not see it. So it gets the thread when nothing has been open, and nothing was
-ready to be called, for some turns.
+ready to be called, for some turns. Qt gives it back after a while, message or not: ipykernel may miss one that comes
+while Qt gets the thread, until the next one comes. And so tasks of the kernel's loop go on between cells.
 
 What is ipykernel's: ``eventloops.loop_map``, from the names of toolkits to these functions; ``kernel.eventloop``, the
-one in use; that ipykernel calls it again after a millisecond as long as it is that. Seen in ipykernel 6.29.5 to 7.4.0.
+one in use; that ipykernel calls it again after a millisecond as long as it is that; for Qt, ``app.qt_event_loop`` and
+``_qt_notifier`` of the kernel. Seen in ipykernel 6.29.5 to 7.4.0.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ __all__ = ["keep_windows_live"]
 TOOLKITS_CALLERS.add(__name__)
 
 _INTERVAL = 0.01  # seconds between two looks of the toolkit at its events while a cell waits
+_AT_MOST = 0.1  # seconds for which Qt has the thread
 _QUIET = 5  # calls, each in another turn of the kernel's loop, in which nothing was open
 
 
@@ -42,6 +45,7 @@ class LiveEventLoop:
     def __call__(self, kernel: Any) -> None:
         self._quiet = 0 if self._is_open() else self._quiet + 1
         if self._quiet >= _QUIET:
+            _return_after_a_while(kernel)
             self.original(kernel)
             self._quiet = 0  # it returns for a message
         elif (now := time.monotonic()) >= self._next:
@@ -50,6 +54,21 @@ class LiveEventLoop:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.original, name)
+
+
+def _return_after_a_while(kernel: Any) -> None:
+    """Have Qt's loop, which is about to run, return. If it has returned by then, nothing happens."""
+    loop = getattr(getattr(kernel, "app", None), "qt_event_loop", None)
+    if loop is None:
+        return
+    from IPython.external.qt_for_kernel import QtCore  # the binding that is in use
+
+    def give_back() -> None:
+        if (notifier := getattr(kernel, "_qt_notifier", None)) is not None:
+            notifier.setEnabled(False)  # as ipykernel does; it is enabled again when Qt gets the thread
+        loop.quit()
+
+    QtCore.QTimer.singleShot(int(1000 * _AT_MOST), give_back)
 
 
 def _handle_events(kernel: Any) -> None:
