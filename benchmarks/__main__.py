@@ -38,7 +38,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     options = arguments(argv)
     # In the order in which they run: importing them adds their rows.
-    for name in ("engine", "memory", "many", "notebook", "work", "startup", "peers"):
+    for name in ("engine", "memory", "many", "waiting", "notebook", "work", "startup", "peers"):
         importlib.import_module(f"benchmarks.{name}")
     pattern = re.compile(options.rows or "", re.IGNORECASE)
     rows = [row for row in all_rows if pattern.search(row.key) or pattern.search(row.title)]

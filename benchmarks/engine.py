@@ -27,7 +27,7 @@ def bare(stack: ExitStack, calls: int) -> Side:
     return repeat(calls, lambda: asyncio.run_coroutine_threadsafe(noop(), loop).result())
 
 
-@row("round-trip", "to the loop thread and back", bar=0.75, scatters=True)
+@row("round-trip", "to the loop thread and back", bar=0.75, scatters=True, pinned_bar=0.75)
 def round_trip(stack: ExitStack, calls: int) -> Sides:
     """`submit(Call.new(noop)).result()` / `run_coroutine_threadsafe(noop(), loop).result()` on a bare loop thread.
 
@@ -38,7 +38,7 @@ def round_trip(stack: ExitStack, calls: int) -> Sides:
     return repeat(calls, lambda: submit(Call.new(noop)).result()), bare(stack, calls)
 
 
-@row("waiter", "the same, in a SyncWaiter", bar=0.90, scatters=True)
+@row("waiter", "the same, in a SyncWaiter", bar=0.90, scatters=True, pinned_bar=0.85)
 def waiter(stack: ExitStack, calls: int) -> Sides:
     """`from_sync.wait_for_call_in_loop_thread(noop)` / as before.
 
@@ -47,7 +47,7 @@ def waiter(stack: ExitStack, calls: int) -> Sides:
     return repeat(calls, lambda: from_sync.wait_for_call_in_loop_thread(noop)), bare(stack, calls)
 
 
-@row("waiter-timeout", "the same, with timeout=60", bar=0.90, scatters=True)
+@row("waiter-timeout", "the same, with timeout=60", bar=0.90, scatters=True, pinned_bar=0.85)
 def waiter_timeout(stack: ExitStack, calls: int) -> Sides:
     """`from_sync.wait_for_call_in_loop_thread(noop, timeout=60)` / as before, without a timeout.
 
@@ -85,7 +85,7 @@ def pool(stack: ExitStack, calls: int) -> Side:
     return repeat(calls, lambda: executor.submit(nothing).result())
 
 
-@row("thread", "a call in a worker thread", bar=1.2, scatters=True)
+@row("thread", "a call in a worker thread", bar=1.2, scatters=True, pinned_bar=1.1)
 def thread(stack: ExitStack, calls: int) -> Sides:
     """`from_sync.call_in_new_thread(nothing)` / `ThreadPoolExecutor(1).submit(nothing).result()`.
 
@@ -94,7 +94,7 @@ def thread(stack: ExitStack, calls: int) -> Sides:
     return repeat(calls, lambda: from_sync.call_in_new_thread(nothing)), pool(stack, calls)
 
 
-@row("thread-timeout", "the same, with timeout=60", bar=1.5, scatters=True)
+@row("thread-timeout", "the same, with timeout=60", bar=1.5, scatters=True, pinned_bar=1.2)
 def thread_timeout(stack: ExitStack, calls: int) -> Sides:
     """`from_sync.call_in_new_thread(nothing, timeout=60)` / as before, without a timeout.
 
@@ -103,7 +103,7 @@ def thread_timeout(stack: ExitStack, calls: int) -> Sides:
     return repeat(calls, lambda: from_sync.call_in_new_thread(nothing, timeout=60)), pool(stack, calls)
 
 
-@row("callback", "from a worker to the waiting thread and back", bar=2.0, scatters=True)
+@row("callback", "from a worker to the waiting thread and back", bar=2.0, scatters=True, pinned_bar=2.0)
 def callback(stack: ExitStack, calls: int) -> Sides:
     """`call_soon_in_waiting_thread(nothing).result()` in a worker / ping-pong of two threads over `SimpleQueue`s.
 

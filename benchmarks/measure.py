@@ -9,9 +9,11 @@ is one sample.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import importlib.util
 import inspect
+import os
 import statistics
 import threading
 import time
@@ -21,7 +23,22 @@ from dataclasses import dataclass
 
 from tqdm.auto import tqdm
 
-__all__ = ["Measured", "Quartiles", "Row", "Side", "Sides", "all_rows", "bare_loop", "measure", "noop", "repeat", "row"]
+from ipyportal import concurrency
+
+__all__ = [
+    "Measured",
+    "Quartiles",
+    "Row",
+    "Side",
+    "Sides",
+    "all_rows",
+    "bare_loop",
+    "measure",
+    "noop",
+    "on_one_core",
+    "repeat",
+    "row",
+]
 
 Side = Callable[[], float]
 """Runs one round; gives the cost of one call, in the row's unit."""
@@ -62,6 +79,19 @@ def bare_loop(
         loop.close()
 
 
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """A block in which this thread, and those that it starts, run on one core. Linux has that."""
+    concurrency.shutdown()  # its threads are started anew, in the block and after it
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        concurrency.shutdown()
+        os.sched_setaffinity(0, before)
+
+
 @dataclass(frozen=True)
 class Row:
     """Two things to compare."""
@@ -82,6 +112,8 @@ class Row:
     """The modules of its peer."""
     scatters: bool
     """Whether threads take turns in it: then the median of a few rounds is half as much again, or half, at times."""
+    pinned: bool
+    """Whether all threads are on one core: then it shows what the code costs, and not where the system puts threads."""
     prepare: Callable[[ExitStack, int], Sides]
 
     def missing(self) -> list[str]:
@@ -102,13 +134,22 @@ def row(
     most_rounds: int | None = None,
     needs: tuple[str, ...] = (),
     scatters: bool = False,
+    pinned_bar: float | None = None,
 ) -> Callable[[Callable[[ExitStack, int], Sides]], Callable[[ExitStack, int], Sides]]:
-    """Add a row; the decorated function prepares its sides, and its docstring says why they are comparable."""
+    """Add a row; the decorated function prepares its sides, and its docstring says why they are comparable.
+
+    With a `pinned_bar`, a second row is added, which is measured with all threads on one core, where that can be done.
+    """
 
     def add(prepare: Callable[[ExitStack, int], Sides]) -> Callable[[ExitStack, int], Sides]:
         why = inspect.getdoc(prepare)
         assert why, f"{key} does not say what it compares"
-        all_rows.append(Row(key, group, title, why, bar, unit, calls, most_rounds, needs, scatters, prepare))
+        new = Row(key, group, title, why, bar, unit, calls, most_rounds, needs, scatters, False, prepare)
+        all_rows.append(new)
+        if pinned_bar is not None and hasattr(os, "sched_setaffinity"):
+            why = f"As {key}, with all threads on one core."
+            pinned = {"key": f"{key}-pinned", "group": "pinned", "bar": pinned_bar, "why": why, "pinned": True}
+            all_rows.append(dataclasses.replace(new, **pinned))
         return prepare
 
     return add
@@ -159,6 +200,8 @@ def measure(row: Row, rounds: int) -> Measured:
     if row.most_rounds is not None:
         rounds = min(rounds, row.most_rounds)
     with ExitStack() as stack:
+        if row.pinned:
+            stack.enter_context(on_one_core())
         ours, peer = row.prepare(stack, row.calls)
         measured = Measured(row, [], None if peer is None else [])
         # Silent where nobody looks; leave=False, because the table comes in its place.

@@ -24,6 +24,7 @@ PACKAGES = (
 
 GROUPS = {
     "bars": "ipyportal beside its peers",
+    "pinned": "The same, with all threads on one core",
     "work": "Work in a cell, beside what people write today (few bars)",
     "informative": "More of ipyportal (no bar)",
     "peers": "Peers, beside run_coroutine_threadsafe (no bar)",
@@ -186,6 +187,9 @@ GROWTH = {
     "threads": "submitting threads",
     "map": "items of a map",
     "map-held": "held by a map",
+    "callers": "callers suspended",
+    "callers-held": "held by callers",
+    "enters": "open enters",
 }
 
 

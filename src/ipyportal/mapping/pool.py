@@ -18,6 +18,7 @@ from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.cancellation.interruption import get
 from ipyportal.concurrency.portals.loops import LoopPortal
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception, call_users
+from ipyportal.concurrency.suspension.loops import loop_has_turns
 from ipyportal.concurrency.suspension.steps import suspendable
 from ipyportal.sync import run
 
@@ -145,7 +146,8 @@ class ItemPool:
             if self._idle:
                 self._idle.pop().set_result(None)
             elif len(self._tasks) < self._limit:
-                self._add_runner(suspendable(self._run_on_loop()))
+                runner = self._run_on_loop()
+                self._add_runner(runner if loop_has_turns(self._loop) else suspendable(runner))
 
     def _call_of_thread(self) -> Call[None]:
         call: Call[None] = Call(self._run_in_thread)
