@@ -48,9 +48,9 @@ async def tick():
         await asyncio.sleep(0.01)
 
 async def wait(seconds):
-    if seconds > 10:
-        print("waits", flush=True)
     try:
+        if seconds > 10:
+            print("waits", flush=True)  # the stop button may come before this has returned
         await asyncio.sleep(seconds)
     finally:
         ended.append(seconds)
