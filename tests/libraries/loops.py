@@ -28,9 +28,9 @@ def use(seconds):
 import trio
 
 async def work(seconds):
-    if seconds > 10:
-        print("waits", flush=True)
     try:
+        if seconds > 10:
+            print("waits", flush=True)
         await trio.sleep(seconds)
     finally:
         ended.append(seconds)

@@ -208,8 +208,8 @@ def test_the_original_sigint_handler_is_back_after_interrupts(fresh: Kernel) -> 
 
 def test_a_cell_may_catch_the_interrupt_and_wait_again(shared: Kernel) -> None:
     pending = shared.begin("""
-        print("begun")
         try:
+            print("begun")
             run(work())
         except KeyboardInterrupt:
             print("caught", len(alive))

@@ -28,8 +28,8 @@ async def fail():
     raise LookupError("not here")  # the line that raised
 
 async def linger(say="waiting"):
-    print(say)
     try:
+        print(say)  # the stop button may be pressed as soon as that is seen
         await asyncio.sleep(60)
     finally:
         await asyncio.sleep(0)
@@ -46,15 +46,15 @@ LINGERING = {
     "%await --on loop": "%await --on loop linger()",
     "%%await --on loop": "%%await --on loop\nawait linger()",
     "%%thread": """%%thread
-print("waiting")
 try:
+    print("waiting")
     while True:
         time.sleep(0.01)
 finally:
     print("cleaned up")""",
     "%%thread --name": """%%thread --name one
-print("waiting")
 try:
+    print("waiting")
     time.sleep(0.01)
     while True:
         pass

@@ -33,9 +33,9 @@ PRELUDE = """
             note(name + " cleaned up")
 
     def blocked(name):
-        note(name + " begun")
-        print("begun")
         try:
+            note(name + " begun")
+            print("begun")
             while True:
                 time.sleep(0.01)
         finally:
