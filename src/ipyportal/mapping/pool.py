@@ -18,7 +18,6 @@ from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.cancellation.interruption import get
 from ipyportal.concurrency.portals.loops import LoopPortal
 from ipyportal.concurrency.primitives import CoroutineWrapper, as_exception, call_users
-from ipyportal.concurrency.suspension.loops import loop_has_turns
 from ipyportal.concurrency.suspension.steps import suspendable
 from ipyportal.sync import run
 
@@ -146,8 +145,8 @@ class ItemPool:
             if self._idle:
                 self._idle.pop().set_result(None)
             elif len(self._tasks) < self._limit:
-                runner = self._run_on_loop()
-                self._add_runner(runner if loop_has_turns(self._loop) else suspendable(runner))
+                # By it, the stop button finds what runs in an item, also in a function in C.
+                self._add_runner(suspendable(self._run_on_loop()))
 
     def _call_of_thread(self) -> Call[None]:
         call: Call[None] = Call(self._run_in_thread)
