@@ -17,7 +17,7 @@ import tempfile
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -25,11 +25,14 @@ from typing import Any, Self
 
 from playwright.sync_api import ConsoleMessage
 
-from tests.notebook.jupyterlab import PATIENCE, launched
+from tests.notebook.jupyterlab import PATIENCE, Notebook, launched
 from tests.notebook.kernel import Kernel, KernelDied, Message, Pending
 
 OWN_HOST = "content-autofill.googleapis.com"
 """What Chromium asks by itself about each form that it sees."""
+
+PLACE = "/docs/lite/"
+"""Where on the server the site is."""
 
 START_TIMEOUT = 120.0
 """Seconds that the page may take until it is complete, and a kernel until it answers."""
@@ -76,11 +79,25 @@ window.endKernel = async name => {
     await connection.shutdown();
     connection.dispose();
 };
+window.openNotebook = async path => {
+    await jupyterapp.restored;
+    window.panel = await jupyterapp.commands.execute("docmanager:open", {path});
+    await panel.context.ready;
+    await panel.sessionContext.ready;
+    await panel.sessionContext.session.kernel.info;
+};
+window.closeNotebook = async () => {
+    await panel.sessionContext.shutdown();
+    panel.context.model.dirty = false;  // or it asks whether to save
+    panel.dispose();
+};
 }"""
 
 
 class Server:
     """A plain web server in a process of its own, on a port of loopback. A context manager.
+
+    The site is not at its root but in a folder, ``/docs/lite/``, as it is where the documentation is.
 
     The page's browser takes it for its proxy as well. So what the page, its workers and its service worker ask of any
     other machine comes here too, is refused, and can be seen in `outside`.
@@ -94,20 +111,23 @@ class Server:
         with contextlib.ExitStack() as stack:
             home = stack.enter_context(tempfile.TemporaryDirectory(prefix="ipyportal-lite-"))
             self._log = Path(home, "log")
+            place = Path(home, "served", PLACE.strip("/"))
+            place.parent.mkdir(parents=True)
+            place.symlink_to(self._folder.resolve(), target_is_directory=True)
             # A thread for each connection, some of which Chromium only opens: not in the process of the tests, which
             # count their threads.
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(
                     [
                         *(sys.executable, "-u", "-m", "http.server", "0", "--bind", "127.0.0.1"),
-                        *("--directory", str(self._folder)),
+                        *("--directory", str(Path(home, "served"))),
                     ],
                     stdout=log,
                     stderr=log,
                 )
             stack.callback(self._stop)
             self.port = self._wait_until_it_listens()
-            self.url = f"http://127.0.0.1:{self.port}/"
+            self.url = f"http://127.0.0.1:{self.port}{PLACE}"
             self._stack = stack.pop_all()
         return self
 
@@ -125,7 +145,8 @@ class Server:
 
     def requests(self) -> list[str]:
         """What was asked for since `forget`: the path of a file of the site, or the address of another machine."""
-        return re.findall(r'"[A-Z]+ (\S+) HTTP/[\d.]+" \d+ ', self.log())[self._forgotten :]
+        targets: list[str] = re.findall(r'"[A-Z]+ (\S+) HTTP/[\d.]+" \d+ ', self.log())[self._forgotten :]
+        return [f"/{one.removeprefix(PLACE)}" if one.startswith(PLACE) else one for one in targets]
 
     def forget(self) -> None:
         """Leave out of `requests` and `outside` what was asked for until now."""
@@ -199,13 +220,22 @@ class Lite:
         """A kernel that is not started: a context manager, which starts and ends it."""
         return LiteKernel(self)
 
+    @contextlib.contextmanager
+    def notebook(self, name: str) -> Iterator[Notebook]:
+        """Open a notebook of the site, with a kernel of its own. At the end that ends, and nothing is saved."""
+        self.call("openNotebook", name, timeout=START_TIMEOUT)
+        try:
+            yield Notebook(self.page, Path(name))
+        finally:
+            self.call("closeNotebook")
+
     def log(self) -> str:
         """What helps to find out why something failed."""
         refused = [line for line in self.server.log().splitlines() if '" 200 ' not in line and '" 304 ' not in line]
         return "\n".join(["the browser's console:", *self.console, "the server, without what it served:", *refused])
 
     def call(self, function: str, *arguments: Any, timeout: float = PATIENCE) -> None:
-        """Call an async function of the page, and wait until it is over; see `have_done`."""
+        """Call an async function of the page, and wait until it is over, in the way of `have_done`."""
         self.page.evaluate(
             """([name, args]) => {
                 window.outcome = null;
