@@ -57,19 +57,19 @@ def test_the_extension_is_loaded_and_says_nothing(cells: Cells) -> None:
 
 
 def test_a_plain_function_waits_where_it_is_a_key(cells: Cells, lite: Lite) -> None:
-    assert cells.run("plain-code") == "['Perth', 'Lima', 'Nairobi', 'Quito', 'Osaka', 'Lisbon', 'Riga', 'Oslo']"
+    assert cells.run("plain-code") == "['Perth', 'Lima', 'Nairobi', 'Lisbon', 'Riga', 'Oslo']"
     assert "/files/cities/Riga.json" in lite.server.requests()
 
 
 def test_a_task_goes_on_meanwhile(cells: Cells) -> None:
     said = cells.run("tick-code")
     assert (found := re.fullmatch(r"\(\[-12.05, 38.72, .*, 56.95\], (\d+)\)", said)), said
-    assert int(found[1]) > 30  # of about 80
+    assert int(found[1]) > 10  # of about 60
 
 
 def test_many_at_once_come_in_order(cells: Cells) -> None:
     lines = cells.run("many-code").splitlines()
-    assert (lines[0], lines[-1], len(lines)) == ("Lima -12.05 -77.04", "Riga 56.95 24.11", 8)
+    assert (lines[0], lines[-1], len(lines)) == ("Lima -12.05 -77.04", "Riga 56.95 24.11", 6)
 
 
 def test_the_clean_up_comes_before_the_error(cells: Cells) -> None:
@@ -86,13 +86,13 @@ def test_the_card_counts_up_and_ends_and_the_output_comes_below_its_cell(cells: 
 
 
 def test_a_plain_loop_takes_from_an_async_generator(cells: Cells) -> None:
-    assert cells.run("iterate-code") == "'Lima, Nairobi, Perth, Quito'"
+    assert cells.run("iterate-code") == "'Lima, Nairobi, Perth'"
 
 
 def test_a_click_calls_a_function_that_waits(cells: Cells) -> None:
     assert cells.run("widget-code").endswith("Where is it?")
     output = cells.notebook.outputs(CELLS.index("widget-code"))
-    for city, place in {"Riga": "56.95, 24.11", "Quito": "-0.18, -78.47"}.items():
+    for city, place in {"Riga": "56.95, 24.11", "Lima": "-12.05, -77.04"}.items():
         output.get_by_role("button", name=city, exact=True).click()
         expect(output).to_contain_text(f"{city} lies at {place}")
 
