@@ -1,7 +1,8 @@
 """The documentation: pages, docstrings and the executed notebooks, by Sphinx.
 
 ``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network. With network,
-``IPYPORTAL_INTERSPHINX=1`` before it adds links to the documentation of Python, IPython and ipykernel.
+``IPYPORTAL_INTERSPHINX=1`` before it adds links to the documentation of Python, IPython and ipykernel, and
+``IPYPORTAL_LITE=1`` the notebook that runs in the browser (with the extra ``lite``). Read the Docs has both.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_origin
 from urllib.parse import quote
@@ -26,6 +29,7 @@ from ipyportal import concurrency
 from ipyportal.notebook.magics import CELL_MAGICS, PortalMagics
 
 HERE = Path(__file__).parent
+ON_READTHEDOCS = os.environ.get("READTHEDOCS") == "True"
 MODULES = ("ipyportal", "ipyportal.concurrency", "ipyportal.routes")  # as which public names are described
 
 # Sphinx reads no notebooks outside of this folder.
@@ -50,7 +54,7 @@ smartquotes = False  # -- is an option's
 # it is done only on Read the Docs, which sets READTHEDOCS, and where IPYPORTAL_INTERSPHINX=1 asks for it. Elsewhere
 # these names are plain text. Do not use the role `external`: without the lists it causes a warning.
 intersphinx_mapping: dict[str, tuple[str, None]] = {}
-if os.environ.get("READTHEDOCS") == "True" or os.environ.get("IPYPORTAL_INTERSPHINX") == "1":
+if ON_READTHEDOCS or os.environ.get("IPYPORTAL_INTERSPHINX") == "1":
     intersphinx_mapping = {
         "python": ("https://docs.python.org/3", None),
         "IPython": ("https://ipython.readthedocs.io/en/stable", None),
@@ -159,6 +163,13 @@ def public_bases(app: Sphinx, name: str, of: object, options: object, bases: lis
         bases.append(object)
 
 
+def build_lite(app: Sphinx, exception: Exception | None) -> None:
+    """Put JupyterLite into a folder of the pages. It downloads, so it is done only where it is asked for."""
+    asked = ON_READTHEDOCS or os.environ.get("IPYPORTAL_LITE") == "1"
+    if asked and exception is None and app.builder.name in ("html", "dirhtml"):
+        subprocess.run([sys.executable, HERE / "lite/build.py", app.outdir / "lite"], check=True)
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-bases", public_bases)
     app.add_lexer("python", IPython3Lexer)  # for blocks with magics
@@ -168,3 +179,4 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", find_name, priority=400)  # before intersphinx: `map` is ours, not Python's
     app.connect("doctree-resolved", drop_empty_outputs)
     app.connect("env-check-consistency", check_names)
+    app.connect("build-finished", build_lite)

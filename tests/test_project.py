@@ -91,13 +91,17 @@ def test_the_conda_recipe_says_of_the_project_what_pyproject_says() -> None:
     assert RECIPE["build"]["python"]["entry_points"] == scripts
 
 
-# --- Binder and Colab ------------------------------------------------------------------------------------------------
+# --- JupyterLite, Binder and Colab -----------------------------------------------------------------------------------
 
 
-def test_the_badges_open_the_quickstart() -> None:
+def test_the_badges_open_the_notebooks() -> None:
     text = ROOT.joinpath("README.md").read_text(encoding="utf-8")
     name = PROJECT["project"]["urls"]["Source"].removeprefix("https://github.com/")
-    binder, colab = (unquote(link) for link in re.findall(r"^\[!\[.*\)\]\((\S+)\)$", text, re.M))
+    lite, binder, colab = (unquote(link) for link in re.findall(r"^\[!\[.*\)\]\((\S+)\)$", text, re.M))
+    # Where docs/conf.py puts it on Read the Docs.
+    assert lite == "https://ipyportal.readthedocs.io/en/latest/lite/lab/index.html?path=try.ipynb"
+    assert f"]({lite})" in ROOT.joinpath("docs/browser.md").read_text(encoding="utf-8")
+    assert ROOT.joinpath("docs/lite/files/try.ipynb").is_file()
     assert binder == f"https://mybinder.org/v2/gh/{name}/main?labpath=notebooks/quickstart.ipynb"
     assert colab == f"https://colab.research.google.com/github/{name}/blob/main/notebooks/quickstart.ipynb"
 

@@ -6,6 +6,7 @@ packages are in it. Any web server can serve it; ``python -m http.server --direc
 headers that isolate a page (COOP and COEP): the kernel then loses replies.
 
 A FOLDER that has such a site is replaced. ``--wheel-only`` replaces only ipyportal in it, in a few seconds.
+``--contents OTHER`` shows the notebooks of another folder.
 """
 
 from __future__ import annotations
@@ -179,13 +180,16 @@ def _write_json(path: Path, content: object) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the site will be")
+    parser.add_argument(
+        "--contents", type=Path, metavar="OTHER", default=HERE / "files", help="the folder with the notebooks"
+    )
     parser.add_argument("--expose", action="store_true", help="let scripts use window.jupyterapp, for tests")
     parser.add_argument("--wheel-only", action="store_true", help="replace only ipyportal in a site that is there")
     options = parser.parse_args()
     if options.wheel_only:
         replace_wheel(options.folder)
     else:
-        build(options.folder, expose=options.expose)
+        build(options.folder, contents=[options.contents], expose=options.expose)
 
 
 if __name__ == "__main__":
