@@ -602,9 +602,24 @@ def test_what_javascript_calls_and_does_not_wait_for_cannot_wait() -> None:
     async def work() -> None:
         ran.append(1)
 
+    async def numbers() -> AsyncIterator[int]:
+        yield 1
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        yield
+
     def fn() -> list[str]:
         texts = []
-        for wait in (lambda: run(work), lambda: submit(double, 1).result(), lambda: ipyportal.map(work, [])):
+        waits: list[Callable[[], object]] = [
+            lambda: run(work),
+            lambda: submit(double, 1).result(),
+            lambda: ipyportal.map(double, [1]),
+            lambda: list(iterate(numbers())),
+            lambda: enter(opened()).__enter__(),
+            lambda: from_sync.wait_for_call_in_loop_thread(work),
+        ]
+        for wait in waits:
             try:
                 wait()
             except RuntimeError as exc:
@@ -615,7 +630,7 @@ def test_what_javascript_calls_and_does_not_wait_for_cannot_wait() -> None:
     proxy = create_proxy(fn)
     texts = run_js("(fn) => fn().toJs()")(proxy)
     proxy.destroy()
-    assert len(texts) == 2
+    assert len(texts) == 6
     assert all("JavaScript called this code, and does not wait for it" in text for text in texts)
     assert ran == []  # what was refused has not run
 

@@ -404,6 +404,8 @@ def patched() -> bool:
 
 def report() -> str:
     """What ``%portal`` says of the patch: whether it is on, and what it could not patch for the loop that runs here."""
+    if IN_PYODIDE and (why_not := why_not_suspended()):
+        return f"nothing can wait: {why_not}"
     if not patched():
         if IN_PYODIDE:
             return "Pyodide's own, which leaves tasks running that its coroutine has made: %portal patch on"

@@ -23,6 +23,7 @@ from ipyportal.concurrency.cancellation.frames import Mark
 from ipyportal.concurrency.portals.executors import ExecutorPortal
 from ipyportal.concurrency.portals.loops import LoopPortal
 from ipyportal.concurrency.portals.tasks import TaskEnded, TaskPortal
+from ipyportal.concurrency.pyodide import check_wait
 from ipyportal.concurrency.reporting import add_note, report
 from ipyportal.concurrency.suspension.loop_internals import own_context
 from ipyportal.concurrency.suspension.steps import Suspendable
@@ -79,6 +80,7 @@ class Steps:
             on = get_route()
         if isinstance(on, ExecutorPortal):
             raise TypeError(f"{name} cannot run on {on.name}, which only runs functions: use run, submit or map")
+        check_wait(name)
         if on is None and self._caller is not None and asyncio.current_task() is not None:
             self._loop = asyncio.get_running_loop()
         else:

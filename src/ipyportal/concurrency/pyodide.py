@@ -11,7 +11,7 @@ import importlib
 import sys
 from typing import Any
 
-__all__ = ["IN_PYODIDE", "NO_THREADS", "can_stand_still", "stand_still", "why_not_standing"]
+__all__ = ["IN_PYODIDE", "NO_THREADS", "can_stand_still", "check_wait", "stand_still", "why_not_standing"]
 
 _PLATFORM: str = sys.platform  # a checker would take what depends on `sys.platform` itself for unreachable
 
@@ -44,3 +44,9 @@ def why_not_standing() -> str:
     if not hasattr(js.WebAssembly, "Suspending"):
         return "this browser lacks JSPI (JavaScript Promise Integration), which suspends Python there. Use a newer one"
     return "JavaScript called this code, and does not wait for it"
+
+
+def check_wait(what: object) -> None:
+    """Raise RuntimeError if code that waits for `what` here would block the one thread, and so wait for ever."""
+    if why_not := why_not_standing():
+        raise RuntimeError(f"nothing can wait here for {what}: {why_not}")

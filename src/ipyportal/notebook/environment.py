@@ -223,6 +223,8 @@ def shows_widgets(shell: Any) -> bool:
 
 
 def _suspended(environment: Environment) -> str:
+    if environment.kind is Kind.PAGE and not environment.can_suspend:
+        return "refused"
     return "suspended" if environment.can_suspend else "blocked"
 
 
