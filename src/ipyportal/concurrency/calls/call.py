@@ -17,7 +17,7 @@ from ipyportal.concurrency.calls.tasks import CallCoroutine, CallDoneFuture, wai
 from ipyportal.concurrency.cancellation import interruption
 from ipyportal.concurrency.cancellation.clock import check_timeout
 from ipyportal.concurrency.cancellation.interruption import ThreadState, thread_state
-from ipyportal.concurrency.pyodide import check_wait
+from ipyportal.concurrency.pyodide import IN_PYODIDE, check_wait
 from ipyportal.concurrency.reporting import report
 from ipyportal.concurrency.suspension.suspending import suspendable_here
 
@@ -243,8 +243,8 @@ class Call(Execution[T]):
         """
         if (place := self.portal if portal is None else portal) is not None:
             place._check_wait(self)
-        if not self._over:
-            check_wait(repr(self))
+        if IN_PYODIDE and not self._over:
+            check_wait(self)
         self._check_code()
 
     def _check_code(self) -> None:
