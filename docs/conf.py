@@ -2,7 +2,7 @@
 
 ``pip install -e ".[docs]" && sphinx-build -W docs docs/_build`` builds it, without network. With network,
 ``IPYPORTAL_INTERSPHINX=1`` before it adds links to the documentation of Python, IPython and ipykernel, and
-``IPYPORTAL_LITE=1`` the notebook that runs in the browser (with the extra ``lite``). Read the Docs has both.
+``IPYPORTAL_DOCS_LITE=1`` the notebook that runs in the browser (with the extra ``lite``). Read the Docs has both.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def public_bases(app: Sphinx, name: str, of: object, options: object, bases: lis
 
 def build_lite(app: Sphinx, exception: Exception | None) -> None:
     """Put JupyterLite into a folder of the pages. It downloads, so it is done only where it is asked for."""
-    asked = ON_READTHEDOCS or os.environ.get("IPYPORTAL_LITE") == "1"
+    asked = ON_READTHEDOCS or os.environ.get("IPYPORTAL_DOCS_LITE") == "1"
     if asked and exception is None and app.builder.name in ("html", "dirhtml"):
         subprocess.run([sys.executable, HERE / "lite/build.py", app.outdir / "lite"], check=True)
 

@@ -69,7 +69,8 @@ def build(folder: Path, *, contents: Sequence[Path] = (HERE / "files",), expose:
         )
         _run(sys.executable, "-m", "jupyterlite_core", "build", cwd=site)
         _check(site / "_output")
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(site / "_output", folder)
 

@@ -9,36 +9,44 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Coroutine
+import inspect
+from collections.abc import Awaitable, Coroutine
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
+from ipyportal.concurrency.calls.tasks import as_coroutine, call_of
 from ipyportal.concurrency.labels import type_name
 from ipyportal.routes import RULE
 from ipyportal.sync import run
 
-__all__ = ["run_as_asyncio"]
+__all__ = ["NO_RUNNER", "run_as_asyncio"]
+
+NO_RUNNER = (
+    "asyncio.Runner makes a loop of its own, and in a browser only the page's loop runs: type run(x), or "
+    "asyncio.run(x), in place of runner.run(x)"
+)
 
 T = TypeVar("T")
 
 _run: ContextVar[object] = ContextVar("ipyportal_asyncio_run", default=None)
 
 
-def run_as_asyncio(main: Coroutine[Any, Any, T], *, debug: bool | None = None) -> T:
+def run_as_asyncio(main: Awaitable[T], *, debug: bool | None = None) -> T:
     """``asyncio.run(main)``: run it as a task of the page's loop, and end what it leaves.
 
     Args:
-        main: A coroutine.
+        main: An awaitable, as in CPython 3.14.
         debug: Has no effect. The debug mode is that of the page's loop.
 
     Raises:
-        ValueError: `main` is no coroutine.
+        TypeError: `main` is none.
         BaseException: What it raised.
     """
     __tracebackhide__ = True
-    if not asyncio.iscoroutine(main):
-        raise ValueError(f"a coroutine was expected, got {type_name(main)}")
-    return run(_whole(main), on=RULE)
+    if not inspect.isawaitable(main):
+        raise TypeError(f"asyncio.run() needs a coroutine or another awaitable, not {type_name(main)}")
+    whole: Coroutine[Any, Any, T] = _whole(as_coroutine(main))
+    return run(whole, on=RULE)
 
 
 async def _whole(main: Coroutine[Any, Any, T]) -> T:
@@ -50,7 +58,8 @@ async def _whole(main: Coroutine[Any, Any, T]) -> T:
         return await task
     finally:
         tasks: set[Any] = asyncio.all_tasks(loop)
-        left = [one for one in tasks if one.get_context().get(_run) is mark]
+        # But for ipyportal's calls, which go on elsewhere, too, when the loop ends that has submitted them.
+        left = [one for one in tasks if one.get_context().get(_run) is mark and call_of(one) is None]
         for one in left:
             one.cancel()
         for one, outcome in zip(left, await asyncio.gather(*left, return_exceptions=True), strict=True):

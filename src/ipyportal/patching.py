@@ -38,7 +38,7 @@ from ipyportal.concurrency.suspension.loops import loop_has_turns, turns_possibl
 from ipyportal.concurrency.suspension.suspending import can_suspend
 from ipyportal.concurrency.suspension.turns import run_once
 from ipyportal.other_loops import end_all_threads, end_thread, run_elsewhere, thread_of
-from ipyportal.page_runs import run_as_asyncio
+from ipyportal.page_runs import NO_RUNNER, run_as_asyncio
 from ipyportal.routes import RULE
 from ipyportal.sync import run
 
@@ -82,6 +82,7 @@ _NOTE = (
     "ipyportal: asyncio is patched, but this caller cannot be suspended: {why}. In asynchronous code type `await`; "
     'or %%thread above a cell, or run(fn, on="thread"), runs the code where no loop runs'
 )
+_NOTE_IN_PAGE = "ipyportal: this caller cannot be suspended: {why}. In asynchronous code type `await`"
 
 
 def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -91,7 +92,7 @@ def _refused(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return original(*args, **kwargs)
     except RuntimeError as exc:
         if patched() and asyncio._get_running_loop() is not None and any(text in str(exc) for text in _REFUSALS):
-            exc.add_note(_NOTE.format(why=_why_not()))
+            exc.add_note((_NOTE_IN_PAGE if IN_PYODIDE else _NOTE).format(why=_why_not()))
         raise
 
 
@@ -119,10 +120,10 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run(main: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        if _suspends() and IN_PYODIDE:
-            return run_as_asyncio(main, **options)
-        if _suspends():
+        if _suspends() and not IN_PYODIDE:
             return run_elsewhere("thread", lambda main: genuine(main, **options), main)
+        if _suspends() and options.get("loop_factory") is None:
+            return run_as_asyncio(main, debug=options.get("debug"))
         return _refused(original, main, **options)
 
     return run
@@ -142,6 +143,14 @@ def _patched_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
             # To be refused in this Python's own words, elsewhere: CPython 3.14 first refuses the loop that runs here.
             return run_elsewhere("thread", lambda coro: original(self, coro, **options), coro)
         return _await_here(self.get_loop().create_task(coro, **options))
+
+    return run
+
+
+def _refused_runner_run(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def run(self: asyncio.Runner, coro: Any, **options: Any) -> Any:
+        raise RuntimeError(NO_RUNNER)
 
     return run
 
@@ -301,7 +310,7 @@ def patch_asyncio() -> _Patch:
     thread, so ``loop.add_signal_handler`` raises NotImplementedError there, as it does on Windows.
 
     In a browser (Pyodide), ``asyncio.run`` and ``loop.run_until_complete`` work without the patch. With it,
-    ``asyncio.run`` also ends the tasks that it leaves. `asyncio.Runner` is refused there.
+    ``asyncio.run`` also ends the tasks that it leaves, and `asyncio.Runner` says what to type instead.
 
     Some callers cannot be suspended: without the package greenlet, on a Python other than CPython, and in tasks and
     callbacks of a loop that is not asyncio's own (uvloop). They get asyncio's RuntimeError, with a note that says why
@@ -361,8 +370,9 @@ def _install() -> None:
     _pid = os.getpid()
     loops = asyncio.BaseEventLoop
     _replaced.append(_Replaced(asyncio, "run", _patched_run(asyncio.run)))
-    if IN_PYODIDE:
-        return  # its loop's own run_until_complete() suspends its caller
+    if IN_PYODIDE:  # its loop's own run_until_complete() suspends its caller
+        _replaced.append(_Replaced(asyncio.Runner, "run", _refused_runner_run(asyncio.Runner.run)))
+        return
     _replaced.append(_Replaced(asyncio.Runner, "run", _patched_runner_run(asyncio.Runner.run)))
     _replaced.append(_Replaced(asyncio.Runner, "close", _patched_runner_close(asyncio.Runner.close)))
     _replaced.append(_Replaced(loops, "run_until_complete", _patched_run_until_complete(loops.run_until_complete)))

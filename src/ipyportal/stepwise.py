@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextvars
 import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
@@ -25,7 +26,7 @@ from ipyportal.concurrency.portals.loops import LoopPortal
 from ipyportal.concurrency.portals.tasks import TaskEnded, TaskPortal
 from ipyportal.concurrency.pyodide import check_wait
 from ipyportal.concurrency.reporting import add_note, report
-from ipyportal.concurrency.suspension.loop_internals import own_context
+from ipyportal.concurrency.suspension.loop_internals import own_context, take_variables
 from ipyportal.concurrency.suspension.steps import Suspendable
 from ipyportal.concurrency.suspension.suspending import Suspends, suspendable_here
 from ipyportal.routes import HERE, Route, get_route, portal_of
@@ -75,6 +76,7 @@ class Steps:
         self._portal: TaskPortal | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._step: Call[Any] | None = None
+        self._context: contextvars.Context | None = None
         self._remember_caller()
         if on is None:
             on = get_route()
@@ -84,11 +86,11 @@ class Steps:
         if on is None and self._caller is not None and asyncio.current_task() is not None:
             self._loop = asyncio.get_running_loop()
         else:
-            portal, context = portal_of(on), None
+            portal = portal_of(on)
             if on is None and self._caller is not None:
                 # A callback of the loop has no task. It gets one, which runs in its context while it waits.
-                portal, context = LoopPortal(asyncio.get_running_loop(), "this thread's loop"), own_context()
-            self._portal = TaskPortal(name, clean_up, cancelled, context)
+                portal, self._context = LoopPortal(asyncio.get_running_loop(), "this thread's loop"), own_context()
+            self._portal = TaskPortal(name, clean_up, cancelled, self._context)
             try:
                 self._portal.start(portal)
             except BaseException:  # interrupted: it may have been started
@@ -147,6 +149,8 @@ class Steps:
             return run(step, timeout=timeout, on=portal)
         finally:
             self._step = step = None  # what it raises refers to this frame
+            if self._context is not None:
+                take_variables(self._context)
 
     def close(self) -> None:
         """Run the last step, after cancelling one that another thread waits for, and wait for it. Once."""

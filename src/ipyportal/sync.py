@@ -163,7 +163,7 @@ def _note_foreign_loop(exc: BaseException | None) -> None:
     notes = getattr(exc, "__notes__", ())
     if any(part in text for part in _FOREIGN_LOOP) and _FOREIGN_LOOP_NOTE not in notes:
         add_note(exc, _FOREIGN_LOOP_NOTE)
-    if "Task got bad yield" in text and _FOREIGN_LIBRARY_NOTE not in notes:
+    if "Task got bad yield" in text and not IN_PYODIDE and _FOREIGN_LIBRARY_NOTE not in notes:
         add_note(exc, _FOREIGN_LIBRARY_NOTE)
 
 
@@ -235,8 +235,8 @@ def _check_work(work: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on: Ro
         )
     if on is None and not args and not kwargs and isinstance(work, types.BuiltinFunctionType):
         raise TypeError(
-            f"{work.__qualname__} is synchronous, there is nothing to await: call it, {work.__name__}(), "
-            'or run(..., on="thread") to run it in a thread'
+            f"{work.__qualname__} is synchronous, there is nothing to await: call it, {work.__name__}()"
+            + ("" if IN_PYODIDE else ', or run(..., on="thread") to run it in a thread')
         )
 
 

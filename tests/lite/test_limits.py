@@ -21,7 +21,7 @@ def kernel(lite_kernel: LiteKernel) -> LiteKernel:
 
 
 def test_the_stop_button_does_not_end_a_cell_but_drops_those_that_follow(kernel: LiteKernel) -> None:
-    waiting = kernel.execute_async("print('waits')\nrun(asyncio.sleep(1, 'over'))")
+    waiting = kernel.execute_async("print('waits')\nrun(asyncio.sleep(5, 'over'))")
     queued = kernel.execute_async("ran = True")
     kernel.wait_for(lambda: "waits" in str(waiting.messages))
     kernel.interrupt()
@@ -39,7 +39,7 @@ def test_a_click_comes_when_the_cell_is_over(kernel: LiteKernel) -> None:
         print(button.model_id)
         """
     )
-    waiting = kernel.execute_async("print('waits')\nrun(asyncio.sleep(1))\nend = time.monotonic()\nclicked")
+    waiting = kernel.execute_async("print('waits')\nrun(asyncio.sleep(3))\nend = time.monotonic()\nclicked")
     kernel.wait_for(lambda: "waits" in str(waiting.messages))
     kernel.click(shown.stdout.strip())
     assert waiting.reply().result == "[]"

@@ -79,9 +79,9 @@ def test_the_clean_up_comes_before_the_error(cells: Cells) -> None:
 def test_the_card_counts_up_and_ends_and_the_output_comes_below_its_cell(cells: Cells) -> None:
     cells.run("background-code")
     outputs = cells.notebook.outputs(CELLS.index("background-code"))
-    expect(outputs.first).to_contain_text(re.compile(r"running.* 1\.\d s"))
+    expect(outputs.first).to_contain_text(re.compile(r"running.* [123]\.\d s"))
     assert cells.run("wait-code") == "'lift-off'"
-    expect(outputs.first).to_contain_text(re.compile(r"finished.* 3\.\d s"))
+    expect(outputs.first).to_contain_text(re.compile(r"finished.* [3-9]\.\d s"))
     expect(outputs.last).to_have_text("3\n2\n1\n")
 
 

@@ -19,8 +19,8 @@ IN_PYODIDE = _PLATFORM == "emscripten"
 """Whether this is Pyodide. Each part that differs there has a second one in a file of its own, and chooses by this."""
 
 NO_THREADS = (
-    "Python in a browser has one thread, and no other can be started. Leave on= out, or use submit() and "
-    "ipyportal.map(): they run async code as tasks of the page's event loop"
+    "Python in a browser has one thread, and no other can be started. Leave out on= or %%thread. submit(), "
+    "ipyportal.map() and %%background run async code as tasks of the page's event loop"
 )
 
 _ffi: Any = importlib.import_module("pyodide.ffi") if IN_PYODIDE else None

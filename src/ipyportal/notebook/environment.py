@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from ipyportal import patching
 from ipyportal.concurrency.greenlets import greenlets_available, why_not_suspended
 from ipyportal.concurrency.labels import one_line, sendable, short_repr, type_name
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 from ipyportal.concurrency.suspension import can_suspend
 from ipyportal.concurrency.suspension.loops import turns_possible
 from ipyportal.notebook.html import table
-from ipyportal.notebook.lite import LIMITS, is_page_kernel
+from ipyportal.notebook.lite import LIMITS, LIMITS_OF_LITE, is_page_kernel
 from ipyportal.routes import get_route
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Report:
             "nest_asyncio_is_applied": nest_asyncio_applied(),
             "calls_running": self._running,
             "threads": _threads(),
-            "limits": [*LIMITS] if environment.kind is Kind.PAGE else [],
+            "limits": [*(LIMITS_OF_LITE if environment.kind is Kind.PAGE else LIMITS)] if IN_PYODIDE else [],
             "to_do": _to_do(environment),
         }
 
@@ -134,10 +135,9 @@ class Report:
         """Pairs of a subject and what there is to say about it."""
         environment, facts = self._environment, self.facts()
         where = "" if facts["frontend"] is None else f", {facts['frontend']}"
-        in_page = environment.kind is Kind.PAGE
-        elsewhere = ", on the page's loop" if in_page else _LOOP
+        elsewhere = ", on the page's loop" if IN_PYODIDE else _LOOP
         rule = f"by the rule{_HERE if environment.can_suspend else elsewhere}{_in_a_line_that_awaits(environment)}"
-        nothing = "none: Python has one in a browser" if in_page else "none of ipyportal's yet"
+        nothing = "none: Python has one in a browser" if IN_PYODIDE else "none of ipyportal's yet"
         return [
             ("this is", f"{environment.kind.value}{where}"),
             ("Python", f"{facts['python']}, {facts['executable']}"),
@@ -152,7 +152,7 @@ class Report:
             ("nest_asyncio", _nest_asyncio()),
             ("calls running", str(self._running)),
             ("threads", ", ".join(facts["threads"]) or nothing),
-            *([("limits", "; ".join(facts["limits"]))] if in_page else []),
+            *([("limits", "; ".join(facts["limits"]))] if IN_PYODIDE else []),
             ("to do", "; ".join(facts["to_do"]) or "nothing"),
         ]
 

@@ -45,8 +45,12 @@ class LiveEventLoop:
     def __call__(self, kernel: Any) -> None:
         self._quiet = 0 if self._is_open() else self._quiet + 1
         if self._quiet >= _QUIET:
-            _return_after_a_while(kernel)
-            self.original(kernel)
+            timer = _timer_of_qt(kernel) if "qt" in getattr(self.original, "__name__", "") else None
+            try:
+                self.original(kernel)
+            finally:
+                if timer is not None:
+                    timer.stop()
             self._quiet = 0  # it returns for a message
         elif (now := time.monotonic()) >= self._next:
             self._next = now + _INTERVAL
@@ -56,11 +60,11 @@ class LiveEventLoop:
         return getattr(self.original, name)
 
 
-def _return_after_a_while(kernel: Any) -> None:
-    """Have Qt's loop, which is about to run, return. If it has returned by then, nothing happens."""
+def _timer_of_qt(kernel: Any) -> Any:
+    """A timer that has Qt's loop return, which is about to run; None if there is no such loop."""
     loop = getattr(getattr(kernel, "app", None), "qt_event_loop", None)
     if loop is None:
-        return
+        return None
     from IPython.external.qt_for_kernel import QtCore  # the binding that is in use
 
     def give_back() -> None:
@@ -68,7 +72,11 @@ def _return_after_a_while(kernel: Any) -> None:
             notifier.setEnabled(False)  # as ipykernel does; it is enabled again when Qt gets the thread
         loop.quit()
 
-    QtCore.QTimer.singleShot(int(1000 * _AT_MOST), give_back)
+    timer = QtCore.QTimer()
+    timer.setSingleShot(True)
+    timer.timeout.connect(give_back)
+    timer.start(int(1000 * _AT_MOST))
+    return timer
 
 
 def _handle_events(kernel: Any) -> None:

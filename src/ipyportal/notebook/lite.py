@@ -20,14 +20,19 @@ from typing import Any
 
 from ipyportal.notebook.patches import replace
 
-__all__ = ["LIMITS", "attend_page", "is_page_kernel"]
+__all__ = ["LIMITS", "LIMITS_OF_LITE", "attend_page", "is_page_kernel"]
 
 LIMITS = (
-    "the stop button does not end a cell that runs: JupyterLite has no way to interrupt its kernel",
     "code that computes and does not wait cannot be timed out",
     'there are no threads: no %%thread, no on="thread"',
 )
 """What does not work in a browser, whoever tries it."""
+
+LIMITS_OF_LITE = (
+    "the stop button does not end a cell that runs: JupyterLite has no way to interrupt its kernel",
+    *LIMITS,
+)
+"""What does not work in JupyterLite."""
 
 _parent: ContextVar[Any] = ContextVar("ipyportal_page_parent", default=None)
 
@@ -63,9 +68,14 @@ def attend_page(kernel: Any) -> Callable[[], object]:
     run = kernel.run
 
     @functools.wraps(run)
-    async def run_for_its_message(code: Any) -> Any:
-        _parent.set(kernel._latest_parent)
-        return await run(code)
+    def run_for_its_message(code: Any) -> Any:
+        parent = kernel._latest_parent  # of this message: when the cell begins, it may be that of the next one
+
+        async def cell() -> Any:
+            _parent.set(parent)
+            return await run(code)
+
+        return cell()
 
     undo = [replace(kernel, "run", run_for_its_message)]
     undo += [replace(kernel.comm_manager, name, _by_the_loop(kernel, name)) for name in _COMMS]

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+from ipyportal.concurrency.pyodide import IN_PYODIDE
+
 __all__ = ["innermost_frame", "send_in_frame", "send_sigint", "set_async_exception"]
 
 
@@ -29,7 +31,7 @@ def send_sigint() -> None:
 
 
 def set_async_exception(ident: int, exception: type[BaseException] | None) -> None:
-    if sys.implementation.name != "cpython":
+    if IN_PYODIDE or sys.implementation.name != "cpython":
         return  # none was sent, see _raise_there
     import ctypes  # only when something is cancelled: importing it costs more than the rest of this module
 

@@ -41,6 +41,7 @@ from ipyportal.concurrency.cancellation.targets import (
     waits_elsewhere,
 )
 from ipyportal.concurrency.greenlets import current_greenlet, greenlets_available
+from ipyportal.concurrency.pyodide import IN_PYODIDE
 
 __all__ = ["Cancelled", "ThreadState", "after_fork", "get", "thread_state"]
 
@@ -324,8 +325,10 @@ class ThreadState:
         if the thread is in the same frame still. That frame may have been left meanwhile and entered by another way, if
         it is a coroutine's: hence the second look.
         """
-        if sys.implementation.name != "cpython":
-            return  # no other can: the thread is told at its next wait
+        if IN_PYODIDE or sys.implementation.name != "cpython":
+            # No other can: the thread is told at its next wait. In Pyodide all code that stands still has the same
+            # thread's identity, and the exception could come to any of it.
+            return
         frame = innermost_frame(self._ident)
         if not is_delicate(frame) and send_in_frame(self._ident, frame, Cancelled):
             if not is_delicate(innermost_frame(self._ident)):
@@ -461,7 +464,31 @@ class _Local(threading.local):
     interruptible: ThreadState | None = None
 
 
-_local = _Local()
+class _PerTask:
+    """In Pyodide each task has a record: code stands still there also by other means than ours, as ``time.sleep``.
+
+    Callbacks, which have no task, share one.
+    """
+
+    def __init__(self) -> None:
+        self._of_tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], ThreadState] = weakref.WeakKeyDictionary()
+        self._of_callbacks: ThreadState | None = None
+
+    @property
+    def interruptible(self) -> ThreadState | None:
+        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+        return self._of_callbacks if task is None else self._of_tasks.get(task)
+
+    @interruptible.setter
+    def interruptible(self, thread: ThreadState) -> None:
+        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+        if task is None:
+            self._of_callbacks = thread
+        else:
+            self._of_tasks[task] = thread
+
+
+_local: _Local | _PerTask = _PerTask() if IN_PYODIDE else _Local()
 
 
 def thread_state() -> ThreadState:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 
 from ipyportal.concurrency.calls import Call
+from ipyportal.concurrency.calls.tasks import call_of
 from ipyportal.concurrency.portals.loops import LoopPortal
 
 __all__ = ["the_page"]
@@ -13,6 +15,12 @@ __all__ = ["the_page"]
 
 class PagePortal(LoopPortal):
     """The page's loop. It stands in the place of the global `EventLoopThread`, and ends with the page."""
+
+    thread = threading.main_thread()
+
+    def start(self) -> PagePortal:
+        """The loop runs already. Returns the portal."""
+        return self
 
     def running(self) -> bool:
         """True: the loop takes calls as long as there is a page."""
@@ -25,6 +33,11 @@ class PagePortal(LoopPortal):
             RuntimeError: Always.
         """
         raise RuntimeError("the page's event loop is the browser's, and cannot be shut down. Cancel calls one by one")
+
+    def cancel_calls(self) -> None:
+        """Cancel what was submitted and is not over."""
+        for call in [*filter(None, map(call_of, list(self._running)))]:
+            call.cancel()
 
     def _check_wait(self, call: Call[object]) -> None:
         pass  # `Call._check_wait` says why nothing can wait here

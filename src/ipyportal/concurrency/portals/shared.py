@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import importlib
 import os
@@ -82,6 +83,8 @@ def in_global_loop() -> bool:
         >>> in_global_loop(), from_sync.call_in_loop_thread(in_global_loop)
         (False, True)
     """
+    if IN_PYODIDE:
+        return asyncio._get_running_loop() is the_page().loop
     portal = _global_loop
     return portal is not None and portal.thread is threading.current_thread()
 
@@ -95,7 +98,7 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
         False if it had not ended by then.
 
     Raises:
-        RuntimeError: Called in the global loop's thread.
+        RuntimeError: Called in the global loop's thread, or in a browser, where that loop is the page's.
         TypeError, ValueError: `timeout` is not a number, or is negative.
 
     Example:
@@ -108,6 +111,8 @@ def wait_for_global_loop_exit(timeout: float | None = None) -> bool:
         True
     """
     global _global_loop
+    if IN_PYODIDE:
+        return the_page().shutdown()
     if in_global_loop():
         raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
     timeout = check_timeout(timeout)
@@ -160,7 +165,7 @@ def shutdown(timeout: float | None = 5.0) -> None:
     """End the engine's shared threads: the global loop, workers, the clock. The calls that they run are cancelled.
 
     Do not call it from one of these threads. They start again when they are needed. When the interpreter exits, this
-    happens by itself.
+    happens by itself. In a browser, this cancels the calls on the page's loop, and does not wait for their clean-up.
 
     Args:
         timeout: Seconds to wait for all of them together; None for as long as it takes.
@@ -178,6 +183,9 @@ def shutdown(timeout: float | None = 5.0) -> None:
         False
     """
     global _pool, _global_loop
+    if IN_PYODIDE:
+        the_page().cancel_calls()
+        return
     if in_global_loop():
         raise RuntimeError("the global loop's own thread cannot wait for that thread's end")
     timeout = check_timeout(timeout)
