@@ -576,3 +576,35 @@ def test_a_task_in_which_an_interrupt_was_raised_is_not_kept(loop_thread: EventL
         return task[0]() is None
 
     until(is_gone)
+
+
+AFTER_A_CANCEL = """
+import asyncio, sys, threading, time
+from ipyportal import run
+from ipyportal.concurrency import cancel_sync_after, shield
+
+def work():
+    with cancel_sync_after(0.02):
+        with shield():
+            time.sleep(0.06)
+        run(asyncio.sleep(60))
+
+def called():
+    pass
+
+try:
+    run(work, on="thread")
+except TimeoutError:
+    print("timed out")
+sys.setprofile(lambda *event: None)
+called()
+sys.setprofile(None)
+print("went on")
+"""
+
+
+def test_code_can_be_traced_after_a_cancel_that_was_told_by_a_wait() -> None:
+    # In CPython 3.11, code that is profiled or traced stood still for ever: the exception that was sent to the thread
+    # had been taken back by a null pointer, as the wait was to tell the cancel.
+    result = python(AFTER_A_CANCEL)
+    assert result.stdout == "timed out\nwent on\n", result.stderr

@@ -16,7 +16,7 @@ from typing import Any
 
 from ipyportal.concurrency.pyodide import IN_PYODIDE
 
-__all__ = ["innermost_frame", "send_in_frame", "send_sigint", "set_async_exception"]
+__all__ = ["innermost_frame", "send_in_frame", "send_sigint", "set_async_exception", "take_async_exception_back"]
 
 
 def send_sigint() -> None:
@@ -38,6 +38,29 @@ def set_async_exception(ident: int, exception: type[BaseException] | None) -> No
     ctypes.pythonapi.PyThreadState_SetAsyncExc(
         ctypes.c_ulong(ident), None if exception is None else ctypes.py_object(exception)
     )
+
+
+class _TakenBack(BaseException):
+    """Raised in place of what was sent, and caught at once."""
+
+
+def take_async_exception_back() -> None:
+    """Have an exception that was sent to this thread, and has not come, not come any more. In that thread.
+
+    In CPython 3.11 one that is taken back by a null pointer leaves a flag set, by which the interpreter looks for
+    signals and exceptions at each instruction. Code that is traced or profiled by a Python function (pdb, debugpy) then
+    never gets beyond the next call. The flag is cleared when an exception comes. So another one does, here.
+    """
+    ident = threading.get_ident()
+    if sys.version_info >= (3, 12) or IN_PYODIDE or sys.implementation.name != "cpython":
+        set_async_exception(ident, None)
+        return
+    try:
+        set_async_exception(ident, _TakenBack)
+        while True:
+            pass  # until it comes: that is at the first jump
+    except _TakenBack:
+        pass
 
 
 def _frames() -> Iterator[dict[int, FrameType]]:

@@ -30,8 +30,14 @@ from typing import Any, TypeVar
 
 from ipyportal.concurrency.cancellation.blocking import block
 from ipyportal.concurrency.cancellation.clock import clock
-from ipyportal.concurrency.cancellation.delivery import innermost_frame, send_in_frame, set_async_exception
+from ipyportal.concurrency.cancellation.delivery import (
+    innermost_frame,
+    send_in_frame,
+    set_async_exception,
+    take_async_exception_back,
+)
 from ipyportal.concurrency.cancellation.frames import Mark, is_delicate, is_in_finalizer, leaves_scope, loop_run_in
+from ipyportal.concurrency.cancellation.per_task import PerTask
 from ipyportal.concurrency.cancellation.targets import (
     Interrupt,
     Interruptible,
@@ -153,7 +159,7 @@ class ThreadState:
                     elif target in self._stack:
                         del self._stack[self._stack.index(target) :]
                     if target._interrupt is Interrupt.SENT and not self._signals:
-                        set_async_exception(self._ident, None)
+                        take_async_exception_back()
                     if target._interrupt is not Interrupt.NONE:
                         told = self._delivered_to if target in self._delivered_to else []
                         owed = [one for one in self._stack if one._interrupt is Interrupt.SENT or one in told]
@@ -379,7 +385,7 @@ class ThreadState:
             if not self.cancel_pending():
                 return
             if not self._signals:
-                set_async_exception(self._ident, None)  # it is raised here instead
+                take_async_exception_back()  # it is raised here instead
             for target in self._unshielded():
                 if target._interrupt is Interrupt.REQUESTED:
                     target._interrupt = Interrupt.SENT  # to be acknowledged by the constructor
@@ -464,31 +470,7 @@ class _Local(threading.local):
     interruptible: ThreadState | None = None
 
 
-class _PerTask:
-    """In Pyodide each task has a record: code stands still there also by other means than ours, as ``time.sleep``.
-
-    Callbacks, which have no task, share one.
-    """
-
-    def __init__(self) -> None:
-        self._of_tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], ThreadState] = weakref.WeakKeyDictionary()
-        self._of_callbacks: ThreadState | None = None
-
-    @property
-    def interruptible(self) -> ThreadState | None:
-        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
-        return self._of_callbacks if task is None else self._of_tasks.get(task)
-
-    @interruptible.setter
-    def interruptible(self, thread: ThreadState) -> None:
-        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
-        if task is None:
-            self._of_callbacks = thread
-        else:
-            self._of_tasks[task] = thread
-
-
-_local: _Local | _PerTask = _PerTask() if IN_PYODIDE else _Local()
+_local: _Local | PerTask[ThreadState] = PerTask() if IN_PYODIDE else _Local()
 
 
 def thread_state() -> ThreadState:
