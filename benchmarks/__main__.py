@@ -22,6 +22,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds in place of {ROUNDS}")
     parser.add_argument("--growth", action="store_true", help="also with more and more calls and threads")
+    parser.add_argument("--bars", action="store_true", help="only rows that have a bar")
     parser.add_argument("--rows", metavar="PATTERN", help="only rows whose key or title this regular expression finds")
     parser.add_argument("--list", action="store_true", help="say what each row compares, and why that is fair")
     parser.add_argument(
@@ -42,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         importlib.import_module(f"benchmarks.{name}")
     pattern = re.compile(options.rows or "", re.IGNORECASE)
     rows = [row for row in all_rows if pattern.search(row.key) or pattern.search(row.title)]
+    if options.bars:
+        rows = [row for row in rows if row.bar is not None]
     if not options.growth:
         rows = [row for row in rows if row.group != "growth"]
     if options.list:

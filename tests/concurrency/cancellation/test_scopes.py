@@ -1005,3 +1005,17 @@ def test_a_scope_cancelled_inside_a_wait_for_a_call_in_async_code_ends_that_call
 
     with soon():
         asyncio.run(main())
+
+
+def test_the_clock_ends_by_itself_when_there_is_no_deadline_any_more() -> None:
+    # One that is set just after the engine's end starts it anew, and nobody would end it.
+    with pytest.raises(TimeoutError), cancel_sync_after(0.01):
+        spin()
+    assert clocks()
+    until(lambda: not clocks())
+    with pytest.raises(TimeoutError), cancel_sync_after(0.01):
+        spin()
+
+
+def clocks() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "ipyportal-clock"]

@@ -60,7 +60,7 @@ _PATIENCE = 0.05
 """Seconds that one done callback may hold up others, which are told by the same thread."""
 
 _IDLE = 1.0
-"""Seconds after which that thread ends if nobody is to be told."""
+"""Seconds after which that thread ends if nobody is to be told, and the clock's own if there is no deadline."""
 
 Timer = list[Any]
 """A deadline: its time, a number that orders equal times, and its function, which is None if it was cancelled."""
@@ -212,16 +212,19 @@ class Clock:
         with self._lock:
             # Not a flag: after a stop another thread may be the clock before this one has looked.
             while self._thread is threading.current_thread():
-                # These end with an earlier deadline, with `stop`, or at the earliest deadline.
+                # The waits end with an earlier deadline, with `stop`, at the earliest deadline, or after a while.
                 if self._ending:
                     self._drop_cancelled()
                 if not self._heap:
-                    if self._ending:
-                        self._thread = self.ident = None
-                        self._more_to_tell.notify_all()
-                        break
-                    self._changed.wait()
-                    continue
+                    # After a while without deadlines the thread ends. Else one that was set just after `stop`, by a
+                    # thread that was still ending, would keep it for ever.
+                    if not self._ending and self._changed.wait(_IDLE):
+                        continue
+                    if self._heap or self._thread is not threading.current_thread():
+                        continue  # that came as the wait ended
+                    self._thread = self.ident = None
+                    self._more_to_tell.notify_all()
+                    break
                 # One that was cancelled stays until its time: with it gone, the next to be set would be the earliest
                 # again, and wake this thread again.
                 timer = self._heap[0]
