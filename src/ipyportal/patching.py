@@ -120,11 +120,11 @@ def _patched_run(original: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(original)
     def run(main: Any, **options: Any) -> Any:
         __tracebackhide__ = True
-        if _suspends() and not IN_PYODIDE:
-            return run_elsewhere("thread", lambda main: genuine(main, **options), main)
-        if _suspends() and options.get("loop_factory") is None:
+        if not _suspends() or (IN_PYODIDE and options.get("loop_factory") is not None):
+            return _refused(original, main, **options)
+        if IN_PYODIDE:
             return run_as_asyncio(main, debug=options.get("debug"))
-        return _refused(original, main, **options)
+        return run_elsewhere("thread", lambda main: genuine(main, **options), main)
 
     return run
 

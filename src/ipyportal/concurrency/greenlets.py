@@ -37,8 +37,10 @@ def greenlets_available() -> bool:
 
 def why_not_suspended() -> str:
     """Why nothing can be suspended in this process, or, in Pyodide, here; empty if it can."""
-    if greenlet is not None or IN_PYODIDE:
+    if IN_PYODIDE:
         return why_not_standing()
+    if greenlet is not None:
+        return ""
     if sys.implementation.name != "cpython":
         return f"synchronous code can be suspended on CPython alone, and this is {sys.implementation.name}"
     return "the package greenlet is not installed: pip install greenlet"

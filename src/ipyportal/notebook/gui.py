@@ -45,6 +45,7 @@ class LiveEventLoop:
     def __call__(self, kernel: Any) -> None:
         self._quiet = 0 if self._is_open() else self._quiet + 1
         if self._quiet >= _QUIET:
+            # `kernel.app` is still Qt's where another toolkit was chosen later.
             timer = _timer_of_qt(kernel) if "qt" in getattr(self.original, "__name__", "") else None
             try:
                 self.original(kernel)
@@ -61,7 +62,7 @@ class LiveEventLoop:
 
 
 def _timer_of_qt(kernel: Any) -> Any:
-    """A timer that has Qt's loop return, which is about to run; None if there is no such loop."""
+    """Start a timer that ends Qt's loop, which is about to run; None if there is no such loop."""
     loop = getattr(getattr(kernel, "app", None), "qt_event_loop", None)
     if loop is None:
         return None

@@ -113,20 +113,20 @@ def _ending_at_users_line(exc: BaseException) -> Iterator[None]:
     Of what led to it, too. And the cancel by which a time-out of ours has come about: its traceback would stand above
     that of the time-out.
     """
-    cut: list[tuple[TracebackType, TracebackType]] = []
+    cut: dict[int, tuple[TracebackType, TracebackType]] = {}
     for one in _with_what_led_to(exc):
         last = _last_of_others(traceback_of(one))
         if last is not None and last.tb_next is not None:
-            cut.append((last, last.tb_next))
+            cut[id(one)] = last, last.tb_next
             last.tb_next = None
     cause = _cause_of(exc)
-    is_ours = isinstance(cause, asyncio.CancelledError) and any(last is _end_of(traceback_of(exc)) for last, _ in cut)
+    is_ours = id(exc) in cut and isinstance(cause, asyncio.CancelledError)
     if is_ours:
         _set_cause(exc, None)
     try:
         yield
     finally:
-        for last, rest in cut:
+        for last, rest in cut.values():
             last.tb_next = rest  # for %debug, and for whoever shows it again
         if is_ours:
             _set_cause(exc, cause)
@@ -140,12 +140,6 @@ def _last_of_others(traceback: TracebackType | None) -> TracebackType | None:
             last = traceback
         traceback = traceback.tb_next
     return last
-
-
-def _end_of(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback
 
 
 def _with_what_led_to(exc: BaseException) -> list[BaseException]:

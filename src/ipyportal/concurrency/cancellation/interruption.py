@@ -339,7 +339,7 @@ class ThreadState:
         if not is_delicate(frame) and send_in_frame(self._ident, frame, Cancelled):
             if not is_delicate(innermost_frame(self._ident)):
                 return
-            set_async_exception(self._ident, None)
+            set_async_exception(self._ident, None)  # it is sent again soon, or taken back by that thread itself
         clock.remind(_AGAIN, self._send_again)
 
     def _signal(self) -> None:

@@ -14,7 +14,7 @@ __all__ = ["LoopClock"]
 
 
 class LoopClock:
-    """As `Clock`, but code that does not wait holds up its deadlines: they are kept when it does, or is over."""
+    """Has the methods of `Clock`. A deadline is kept when the code that runs at the time waits, or is over."""
 
     ident: int | None = None
 
@@ -29,7 +29,7 @@ class LoopClock:
 
     def _look(self, timer: list[Any]) -> None:
         if timer[2] is not None and timer[0] > time.monotonic():
-            self._sleep(timer)  # JavaScript's own timers are short of 25 days, and may be a millisecond early
+            self._sleep(timer)  # a timer of JavaScript waits 25 days at most, and may be a millisecond early
         elif timer[2] is not None:
             fn, timer[2] = timer[2], None
             self._call(fn)
@@ -52,7 +52,7 @@ class LoopClock:
         self.remind(0.0, fn)
 
     def stop(self) -> None:
-        pass
+        """There is no thread to end."""
 
     def _reset(self) -> None:
-        pass
+        """There are no forks."""

@@ -24,13 +24,17 @@ class PerTask(Generic[Record]):
     @property
     def interruptible(self) -> Record | None:
         """The record of the code that asks, if it has one."""
-        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+        task = _current_task()
         return self._of_callbacks if task is None else self._of_tasks.get(task)
 
     @interruptible.setter
     def interruptible(self, record: Record) -> None:
-        task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+        task = _current_task()
         if task is None:
             self._of_callbacks = record
         else:
             self._of_tasks[task] = record
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    return None if asyncio._get_running_loop() is None else asyncio.current_task()

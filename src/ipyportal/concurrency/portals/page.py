@@ -5,18 +5,30 @@ from __future__ import annotations
 import asyncio
 import functools
 import threading
+from typing import Any, TypeVar
 
 from ipyportal.concurrency.calls import Call
-from ipyportal.concurrency.calls.tasks import call_of
 from ipyportal.concurrency.portals.loops import LoopPortal
 
 __all__ = ["the_page"]
+
+T = TypeVar("T")
 
 
 class PagePortal(LoopPortal):
     """The page's loop. It stands in the place of the global `EventLoopThread`, and ends with the page."""
 
     thread = threading.main_thread()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, name: str) -> None:
+        super().__init__(loop, name)
+        self._calls: set[Call[Any]] = set()  # also those that have not begun
+
+    def submit(self, call: Call[T]) -> Call[T]:
+        super().submit(call)
+        self._calls.add(call)
+        call._when_done(self._calls.discard)
+        return call
 
     def start(self) -> PagePortal:
         """The loop runs already. Returns the portal."""
@@ -36,7 +48,7 @@ class PagePortal(LoopPortal):
 
     def cancel_calls(self) -> None:
         """Cancel what was submitted and is not over."""
-        for call in [*filter(None, map(call_of, list(self._running)))]:
+        for call in list(self._calls):
             call.cancel()
 
     def _check_wait(self, call: Call[object]) -> None:

@@ -1,8 +1,8 @@
 """Suspending in a browser: WebAssembly's stack is set aside by JSPI (JavaScript Promise Integration).
 
-Pyodide's event loop calls each handle so that it can stand still, in a state of the thread of its own. So the rest of
-the handle waits for a promise, and JavaScript goes on with the next one. Nothing of asyncio has to be put aside: the
-current task, the running loop and the contexts belong to that state.
+Pyodide's event loop calls each handle so that it can stand still: the handle waits for a promise, and JavaScript goes
+on with the next handle. The current task, the running loop and the contexts are set aside together with the stack. So
+nothing of asyncio has to be left and entered again, as it has with greenlets.
 """
 
 from __future__ import annotations
