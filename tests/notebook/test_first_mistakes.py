@@ -88,6 +88,31 @@ def test_what_is_not_shown_is_still_there(shared: Kernel) -> None:
     """) == (True, "CancelledError")
 
 
+@pytest.mark.parametrize("place", ["waits()", "await asyncio.create_task(in_a_task())"])
+def test_what_led_to_an_error_shows_the_users_lines_alone_too(shared: Kernel, place: str) -> None:
+    error = answer(
+        shared,
+        f"""
+        from ipyportal import run
+        def waits():
+            with ipyportal.enter(asyncio.timeout(0.01)):
+                run(asyncio.sleep(60))  # here
+        async def in_a_task():
+            waits()
+        {place}
+        """,
+    )
+    assert error.ename == "TimeoutError"
+    cancel, timeout = error.traceback.split("was the direct cause of")
+    assert "# here" in cancel
+    assert "# here" in timeout
+    assert "ipyportal/" not in error.traceback
+    assert "ipyportal" in shared.value("""
+        import traceback
+        str(traceback.extract_tb(sys.last_value.__cause__.__traceback__))
+    """)
+
+
 def test_verbose_tracebacks_show_all(shared: Kernel) -> None:
     shared.execute("%xmode verbose")
     try:
